@@ -11,9 +11,11 @@ together at the end. The tables, their rules and the reason for each index stand
 
 import asyncio
 import base64
+import csv
 import gc
 import hashlib
 import http
+import io
 import json
 import logging
 import random
@@ -21,8 +23,9 @@ import re
 import secrets
 import struct
 import sys
+import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -31,14 +34,15 @@ from functools import cache, cached_property
 from pathlib import Path as FilePath
 from types import TracebackType
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Self, TypeAlias
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 import argon2
 import asyncpg
+import httpx
 import jwt
 from databases import Database
 from databases.core import Connection as HeldConnection
-from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
@@ -59,6 +63,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from starlette._utils import get_route_path
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
+from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # ------------------------------------------------------------------------------------------ settings
@@ -85,6 +90,8 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, le=64)
     root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
     forwarded_allow_ips: str = "127.0.0.1"
+    github_api_base: str = Field("https://api.github.com", pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")
+    github_token: str = ""
 
     @model_validator(mode="after")
     def complete_admin(self) -> Self:
@@ -143,6 +150,8 @@ class Service:
 
     database: Database
     slots: asyncio.Semaphore
+    github: httpx.AsyncClient
+    uploaded: asyncio.Event  # set when there is work for the importer
     api_keys: tuple[bytes, ...] = ()
     jwt_secret: str = settings.jwt_secret_key
     key_holder: "Caller | None" = None  # the user `service`; None until the database has been reached
@@ -214,6 +223,11 @@ def bind(sql: str, values: Mapping[str, Any]) -> list[Any]:
 async def fetch_row(sql: str, **values: Any) -> Row | None:
     async with connection() as db:
         return await db.fetchrow(*bind(sql, values))
+
+
+async def fetch_rows(sql: str, **values: Any) -> list[Row]:
+    async with connection() as db:
+        return await db.fetch(*bind(sql, values))
 
 
 async def boot() -> None:
@@ -307,12 +321,18 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         server_settings=SERVER_SETTINGS,
     )
     await service.database.connect()
+    service.uploaded = asyncio.Event()
+    service.github = httpx.AsyncClient(headers=GITHUB_HEADERS, timeout=GITHUB_SECONDS)
     booting = asyncio.create_task(boot_until_it_works())
+    importing = asyncio.create_task(import_uploads())
     await asyncio.wait({booting}, timeout=2)  # ready for the first request, where the database is
     gc.freeze()  # what was imported stays: no collection need look at it again
     log.info("API description: http://%s:%d%s/docs", settings.host, settings.port, settings.root_path)
     yield
     booting.cancel()
+    importing.cancel()  # what it had not committed is left to the next worker
+    await asyncio.wait({booting, importing})
+    await service.github.aclose()
     try:
         async with asyncio.timeout(3):
             await service.database.disconnect()
@@ -386,6 +406,8 @@ def explain(error: Exception, scope: Scope) -> Problem:
             return Problem(405, "This path does not have that method.", Allow=allowed_methods(scope))
         case HTTPException(status_code=413):
             return Problem(413, "The body is larger than this endpoint takes.", Connection="close")
+        case HTTPException(status_code=400):
+            return invalid("body", msg="The form cannot be read.")
         case HTTPException():
             return Problem(error.status_code, http.HTTPStatus(error.status_code).description or error.detail)
         case asyncpg.IntegrityConstraintViolationError(constraint_name=str(rule)) if rule in BROKEN_RULES:
@@ -430,7 +452,9 @@ class Caller:
 
 
 NOBODY = Caller(0, is_admin=False)
-OPEN: dict[str, Any] = {"security": []}  # an endpoint without credentials, in /docs and in fact
+# What /docs shows of an endpoint, and what its route then does.
+OPEN: dict[str, Any] = {"security": []}
+FOR_ADMINS: dict[str, Any] = {"x-for-admins": True}
 
 
 async def authenticate(headers: Mapping[bytes, bytes]) -> Caller:
@@ -485,6 +509,7 @@ class ApiRoute(APIRoute):
             options["max_body_size"] = options["max_body_size"] or MAX_BODY_BYTES
         super().__init__(path, endpoint, **options)
         self.is_open = self.openapi_extra is OPEN
+        self.is_for_admins = self.openapi_extra is FOR_ADMINS
         self.query_names: set[str] = set()
         for field in self.dependant.query_params:
             self.query_names |= getattr(field.field_info.annotation, "model_fields", {field.alias: field}).keys()
@@ -496,6 +521,8 @@ class ApiRoute(APIRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         scope["caller"] = NOBODY if self.is_open else await authenticate(headers)
+        if self.is_for_admins and not scope["caller"].is_admin:
+            raise Problem(403, FORBIDDEN)
         if self.body_field is not None and scope["method"] in (self.methods or ()):
             self.require_readable_body(headers)
         await super().handle(scope, receive, send)
@@ -651,37 +678,67 @@ def show(request: ApiRequest, row: Row, status: int = 200, location: str | None 
     return Response(row["body"], status, headers, "application/json")
 
 
-async def create(request: ApiRequest, location: str, sql: str, **values: Any) -> Response:
-    """Run an INSERT and answer 201; with an Idempotency-Key once, whatever the number of requests."""
+class CsvFile(StreamingResponse):
+    """Rows as a CSV download, streamed, in which no cell runs as a formula when a spreadsheet opens it."""
+
+    media_type = "text/csv"
+
+    def __init__(self, rows: AsyncIterator[Iterable[Any]], filename: str) -> None:
+        ascii_name = filename.encode("ascii", "replace").decode()
+        names = f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(filename)}"
+        super().__init__(self.lines(rows), headers={"Content-Disposition": names})
+
+    @staticmethod
+    async def lines(rows: AsyncIterator[Iterable[Any]]) -> AsyncIterator[str]:
+        buffer = io.StringIO()
+        writer = csv.writer(buffer)
+        async for cells in rows:
+            writer.writerow(
+                [re.sub(r"^('*[=+\-@\t\r])", r"'\1", str(cell)) for cell in ["" if c is None else c for c in cells]]
+            )
+            if buffer.tell() > 32 * 1024:
+                yield buffer.getvalue()
+                buffer.seek(0)
+                buffer.truncate()
+        yield buffer.getvalue()
+
+
+async def create(
+    request: ApiRequest,
+    location: str,
+    sql: str,
+    prepare: Callable[[], Coroutine[Any, Any, dict[str, Any]]] | None = None,
+    *,
+    success: int = 201,
+    digest: bytes | None = None,
+    **values: Any,
+) -> Response:
+    """Run an INSERT and answer 201; with an Idempotency-Key once, whatever the number of requests.
+
+    `prepare` gives further values; it runs outside of the transaction, and not for a repeat. `digest`
+    is the SHA-256 of a body that was streamed.
+    """
     keys = request.headers.getlist("Idempotency-Key")
     if not keys:
-        return show(request, settled(await request.fetch_row(sql, **values)), 201, location)
+        values |= await prepare() if prepare else {}
+        return show(request, settled(await request.fetch_row(sql, **values)), success, location)
     if len(keys) > 1 or not re.fullmatch(r"[\x21-\x7e]{1,255}", keys[0]):
         raise invalid("header", "Idempotency-Key", msg="1 to 255 visible ASCII characters, once.")
     caller: dict[str, Any] = {"caller_id": request.caller.id, "is_admin": request.caller.is_admin}
     claim = caller | {"endpoint": f"{request.method} {get_route_path(request.scope)}", "key": keys[0]}
-    claim["request_hash"] = hashlib.sha256(await request.body()).digest()
+    claim |= {"request_hash": digest or hashlib.sha256(await request.body()).digest(), "success": success}
+    if prepare:
+        async with connection() as db:
+            if first := await repeat_answer(db, claim):
+                return first
+        values |= await prepare()
     async with transaction() as db:
         claimed = f"{claim['caller_id']} {claim['endpoint']} {claim['key']}"
         if not await db.fetchval("SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))", claimed):
             raise Problem(409, "The first request with this Idempotency-Key is still running.", Retry_After="1")
-        first = await db.fetchrow(
-            *bind(
-                """
-                SELECT status, headers, body, request_hash = :request_hash AS is_repeat
-                FROM idempotent_answers
-                WHERE caller_id = :caller_id AND endpoint = :endpoint AND key = :key
-                  AND created_at > now() - interval '24 hours'
-                """,
-                claim,
-            )
-        )
-        if first and not first["is_repeat"]:
-            raise Problem(422, "This Idempotency-Key came before, with another body.")
-        if first:
-            headers = json.loads(first["headers"]) | {"Idempotent-Replayed": "true"}
-            return Response(first["body"], first["status"], headers, "application/json")
-        answer = show(request, settled(await db.fetchrow(*bind(sql, values | caller))), 201, location)
+        if first := await repeat_answer(db, claim):
+            return first
+        answer = show(request, settled(await db.fetchrow(*bind(sql, values | caller))), success, location)
         kept = {name: answer.headers[name] for name in ("Location", "ETag") if name in answer.headers}
         await db.execute(
             *bind(
@@ -689,8 +746,8 @@ async def create(request: ApiRequest, location: str, sql: str, **values: Any) ->
                 WITH forgotten AS (
                     DELETE FROM idempotent_answers WHERE created_at < now() - interval '25 hours'
                 )
-                INSERT INTO idempotent_answers (caller_id, endpoint, key, request_hash, status, headers, body)
-                VALUES (:caller_id, :endpoint, :key, :request_hash, 201, CAST(:headers AS jsonb), :body)
+                INSERT INTO idempotent_answers (caller_id, endpoint, key, request_hash, headers, body)
+                VALUES (:caller_id, :endpoint, :key, :request_hash, CAST(:headers AS jsonb), :body)
                 ON CONFLICT (caller_id, endpoint, key) DO UPDATE
                 SET request_hash = excluded.request_hash, headers = excluded.headers, body = excluded.body,
                     created_at = now()
@@ -699,6 +756,27 @@ async def create(request: ApiRequest, location: str, sql: str, **values: Any) ->
             )
         )
     return answer
+
+
+async def repeat_answer(db: Db, claim: Mapping[str, Any]) -> Response | None:
+    """The answer that was given to the first request with this key, if there was one."""
+    first = await db.fetchrow(
+        *bind(
+            """
+            SELECT headers, body, request_hash = :request_hash AS is_repeat
+            FROM idempotent_answers
+            WHERE caller_id = :caller_id AND endpoint = :endpoint AND key = :key
+              AND created_at > now() - interval '24 hours'
+            """,
+            claim,
+        )
+    )
+    if first is None:
+        return None
+    if not first["is_repeat"]:
+        raise Problem(422, "This Idempotency-Key came before, with another body.")
+    headers = json.loads(first["headers"]) | {"Idempotent-Replayed": "true"}
+    return Response(first["body"], claim["success"], headers, "application/json")
 
 
 # ------------------------------------------------------------------------------------------ fields
@@ -1059,11 +1137,9 @@ def show_tokens(user_id: int) -> Response:
     return Response(json.dumps(tokens), 200, {"Cache-Control": "no-store"}, "application/json")
 
 
-@api.get("/users/", response_model=list[User], tags=["users"])
+@api.get("/users/", response_model=list[User], tags=["users"], openapi_extra=FOR_ADMINS)
 async def list_users(request: ApiRequest, page: Annotated[Page, Query()]) -> Response:
     """All users, by id. Admins only."""
-    if not request.caller.is_admin:
-        raise Problem(403, FORBIDDEN)
     return await show_page(request, page, "user", "FROM users WHERE :is_admin", ascending("users.id"))
 
 
@@ -1320,6 +1396,118 @@ async def remove_member(request: ApiRequest, project_id: PathId, user_id: PathId
     return Response(status_code=204)
 
 
+# ------------------------------------------------------------------------------------------ repositories
+
+GITHUB_SECONDS = 5.0  # for all of a look-up, redirects included
+GITHUB_MAX_BYTES = 256 * 1024
+GITHUB_MAX_REDIRECTS = 3
+GITHUB_HEADERS = {
+    "Accept": "application/vnd.github+json",
+    "Accept-Encoding": "identity",  # a small answer could unpack to an enormous one
+    "User-Agent": "projects-tasks",
+    "X-GitHub-Api-Version": "2022-11-28",
+} | ({"Authorization": f"Bearer {settings.github_token}"} if settings.github_token else {})
+GITHUB_UNWELL = "GitHub gave no usable answer; nothing is stored."
+
+# GitHub's own alphabet, so that the name is one and cannot become another path.
+RepositoryName = Annotated[
+    str,
+    *matching(
+        r"^[A-Za-z0-9]([A-Za-z0-9_-]{0,37}[A-Za-z0-9])?/(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}$",
+        "Should be the name of a GitHub repository, as owner/name.",
+    ),
+]
+
+
+class GitHubRepository(BaseModel):
+    """What we read of GitHub's answer."""
+
+    full_name: RepositoryName
+    stargazers_count: Annotated[int, Field(strict=True, ge=0, le=INT8_MAX)]
+    description: Text | None
+
+
+async def find_repository(name: str | None) -> int | None:
+    """The id of the repository, as GitHub knew it within the last hour, or longer ago while GitHub is unwell."""
+    if name is None:
+        return None
+    known = await fetch_row(
+        """
+        SELECT id, coalesce(fetched_at > now() - interval '1 hour', false) AS is_fresh, fetched_at IS NULL AS is_bare
+        FROM repositories WHERE lower(full_name) = lower(:name)
+        """,
+        name=name,
+    )
+    if known and known["is_fresh"]:
+        return int(known["id"])
+    try:
+        found = await ask_github(name)
+    except Problem as problem:
+        if known and not known["is_bare"] and problem.status_code in (502, 503, 504):
+            return int(known["id"])
+        raise
+    row = await fetch_row(
+        """
+        INSERT INTO repositories (full_name, stars, description, fetched_at)
+        VALUES (:full_name, :stargazers_count, :description, now())
+        ON CONFLICT (lower(full_name)) DO UPDATE
+        SET full_name = excluded.full_name, stars = excluded.stars, description = excluded.description,
+            fetched_at = excluded.fetched_at
+        RETURNING id
+        """,
+        **vars(found),
+    )
+    return int(row["id"]) if row else None
+
+
+async def ask_github(name: str) -> GitHubRepository:
+    """GET /repos/{owner}/{name}. Raises a Problem: 400 unknown, 502 nonsense, 503 rate limit, 504 too late."""
+    base = settings.github_api_base.rstrip("/")
+    url = f"{base}/repos/{name}"
+    try:
+        async with asyncio.timeout(GITHUB_SECONDS):
+            for _ in range(1 + GITHUB_MAX_REDIRECTS):
+                async with service.github.stream("GET", url) as answer:
+                    if not answer.has_redirect_location:
+                        return read_github(answer, await read_bounded(answer))
+                    url = str(answer.url.join(answer.headers["Location"]))  # renamed, perhaps
+                if not url.startswith(base + "/"):
+                    break
+    except (TimeoutError, httpx.TimeoutException):
+        raise Problem(504, "GitHub did not answer in time; nothing is stored.") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        log.warning("[%s] GitHub: %s", request_id.get(), type(error).__name__)
+    raise Problem(502, GITHUB_UNWELL)
+
+
+async def read_bounded(answer: httpx.Response) -> bytes:
+    body = b""
+    async for chunk in answer.aiter_raw():
+        body += chunk
+        if len(body) > GITHUB_MAX_BYTES:
+            raise Problem(502, GITHUB_UNWELL)
+    return body
+
+
+def read_github(answer: httpx.Response, body: bytes) -> GitHubRepository:
+    if answer.status_code in (404, 410, 451):
+        raise invalid("body", "repository", msg="GitHub has no such repository, or does not show it.")
+    wait = answer.headers.get("Retry-After", "")
+    if answer.status_code in (403, 429) and (wait or answer.headers.get("X-RateLimit-Remaining") == "0"):
+        reset = answer.headers.get("X-RateLimit-Reset", "")
+        seconds = int(wait) if wait.isdigit() else int(reset) - int(time.time()) if reset.isdigit() else 60
+        raise Problem(
+            503, "GitHub's rate limit is spent; nothing is stored.", Retry_After=str(min(max(seconds, 1), 3600))
+        )
+    try:
+        if answer.status_code == 200:
+            return GitHubRepository.model_validate_json(body)
+    except ValidationError:
+        pass
+    log.warning("[%s] GitHub: status %s", request_id.get(), answer.status_code)
+    raise Problem(502, GITHUB_UNWELL)
+
+
 # ------------------------------------------------------------------------------------------ tasks
 
 Status = Annotated[Literal["pending", "in_progress", "completed"], BeforeValidator(read_status)]
@@ -1334,6 +1522,7 @@ class TaskChange(Change):
     completed: bool = left_out(examples=[False], description="The same as `status`, in a word.")
     due_date: DueDate | None = left_out(examples=["2027-01-15"])
     assigned_to: Id | None = left_out(examples=[None], description="A member of the project.")
+    repository: RepositoryName | None = left_out(examples=[None], description="On GitHub, as owner/name.")
 
     @model_validator(mode="after")
     def agree_with_itself(self) -> Self:
@@ -1468,10 +1657,12 @@ ADD_TASK = """
         WHERE project.id = coalesce(:project_id::bigint, (SELECT inbox_id FROM users WHERE id = :caller_id))
           AND {project_is_visible}
     ), task AS (
-        INSERT INTO tasks (project_id, title, description, priority, status, due_date, assigned_to, created_by)
+        INSERT INTO tasks (
+            project_id, title, description, priority, status, due_date, assigned_to, repository_id, created_by
+        )
         SELECT id, :title, :description, coalesce(:priority, 0),
                coalesce(:status, CASE WHEN :completed THEN 'completed' ELSE 'pending' END),
-               :due_date, :assigned_to, :caller_id
+               :due_date, :assigned_to, :repository_id::bigint, :caller_id
         FROM found WHERE allowed
         RETURNING *
     )
@@ -1482,17 +1673,24 @@ ADD_TASK = """
 """
 
 
+async def add_task(request: ApiRequest, new: NewTask, project_id: int | None) -> Response:
+    async def look_up() -> dict[str, Any]:
+        return {"repository_id": await find_repository(new.repository)}
+
+    return await create(request, "/tasks/", ADD_TASK, look_up, **vars(new) | {"project_id": project_id})
+
+
 @api.post("/projects/{project_id}/tasks/", status_code=201, response_model=Task, tags=["tasks"])
 async def create_task_in_project(request: ApiRequest, project_id: PathId, new: NewTask) -> Response:
     """Add a task to a project. For members, who can assign it to themselves alone, and admins."""
-    return await create(request, "/tasks/", ADD_TASK, **vars(new), project_id=project_id)
+    return await add_task(request, new, project_id)
 
 
 @api.post("/tasks/", status_code=201, response_model=Task, tags=["tasks"])
 async def create_task(request: ApiRequest, new: NewTaskAnywhere) -> Response:
     """Add a task to the project of `project_id`, or else to the caller's Inbox."""
     try:
-        return await create(request, "/tasks/", ADD_TASK, **vars(new))
+        return await add_task(request, new, new.project_id)
     except Problem as problem:
         if problem.status_code != 404:
             raise
@@ -1549,6 +1747,7 @@ async def change_task(request: ApiRequest, task_id: PathId, change: TaskChange) 
                 END,
                 due_date = CASE WHEN 'due_date' = ANY(:changes) THEN :due_date ELSE due_date END,
                 assigned_to = CASE WHEN 'assigned_to' = ANY(:changes) THEN :assigned_to ELSE assigned_to END,
+                repository_id = CASE WHEN 'repository' = ANY(:changes) THEN :repository_id ELSE repository_id END,
                 version = tasks.version + 1,
                 updated_at = now()
             FROM found
@@ -1562,6 +1761,7 @@ async def change_task(request: ApiRequest, task_id: PathId, change: TaskChange) 
         LEFT JOIN repositories repository ON repository.id = task.repository_id
         """,
         **vars(change),
+        repository_id=await find_repository(change.repository),
         changes=list(change.model_fields_set),
         task_id=task_id,
         versions=request.expected_versions(),
@@ -1589,6 +1789,417 @@ async def delete_task(request: ApiRequest, task_id: PathId) -> Response:
     )
     settled(row)
     return Response(status_code=204)
+
+
+# ------------------------------------------------------------------------------------------ CSV files
+
+MAX_FILE_BYTES = 64 * 1024 * 1024
+CHUNK_BYTES = 128 * 1024  # a file is kept, and imported, in pieces of this size; no row may be longer
+MAX_REJECTED_ROWS = 100_000
+ROWS_AT_A_TIME = 50  # between two looks at other requests
+COLUMNS = ("project_id", "title", "description", "status", "assigned_to", "priority", "due_date", "repository")
+
+
+class Upload(BaseModel):
+    id: Id
+    filename: str
+    state: Literal["queued", "running", "done", "failed"]
+    rows_total: Annotated[int, Field(description="Lines behind the header; exact when all are done.")]
+    rows_done: int
+    rows_inserted: int
+    rows_rejected: int
+    error: str | None
+    created_at: datetime
+    finished_at: datetime | None
+
+
+FRAGMENTS["upload"] = as_json(
+    """upload.id, upload.filename, upload.state, upload.rows_total, upload.rows_done, upload.rows_inserted,
+       upload.rows_rejected, upload.error, upload.created_at, upload.finished_at"""
+)
+
+
+@api.post(
+    "/upload/csv",
+    status_code=202,
+    response_model=Upload,
+    tags=["CSV"],
+    openapi_extra=FOR_ADMINS,
+    max_body_size=MAX_FILE_BYTES + 64 * 1024,
+    form_limits={"max_files": 1, "max_fields": 0},
+)
+async def upload_csv(request: ApiRequest, file: UploadFile) -> Response:
+    """Store a CSV file, whose rows then become tasks in the background. Admins only.
+
+    Columns, in any order: `project_id,title` and, as you like, `description,status,assigned_to,priority,
+    due_date,repository`; UTF-8. `Location` leads to its progress.
+    """
+    digest, lines = hashlib.sha256(), 0
+    if (file.size or 0) > MAX_FILE_BYTES:
+        raise HTTPException(413)
+    while chunk := await file.read(CHUNK_BYTES):
+        digest.update(chunk)
+        lines += chunk.count(b"\n")
+
+    async def chunks(upload_id: int) -> AsyncIterator[tuple[int, int, bytes]]:
+        await file.seek(0)
+        number = 0
+        while chunk := await file.read(CHUNK_BYTES):
+            yield upload_id, number, chunk
+            number += 1
+
+    async def store() -> dict[str, Any]:
+        async with connection() as db:
+            await db.execute(
+                """
+                DELETE FROM upload_chunks
+                WHERE stored_at < now() - interval '1 day' AND upload_id NOT IN (SELECT id FROM uploads)
+                """
+            )
+            upload_id = await db.fetchval("SELECT nextval(pg_get_serial_sequence('uploads', 'id'))")
+            await db.copy_records_to_table(
+                "upload_chunks", records=chunks(upload_id), columns=["upload_id", "number", "content"], timeout=60
+            )
+        return {"upload_id": upload_id}
+
+    answer = await create(
+        request,
+        "/uploads/",
+        """
+        WITH upload AS (
+            INSERT INTO uploads (id, filename, size, rows_total, created_by)
+            SELECT :upload_id::bigint, :filename, :size, :rows_total, :caller_id WHERE :is_admin
+            RETURNING *
+        )
+        SELECT upload.id, {upload} FROM upload
+        """,
+        store,
+        success=202,
+        digest=digest.digest(),
+        filename=re.sub(r"[^\w .()-]", "_", re.split(r"[/\\]", file.filename or "")[-1])[-100:] or "upload.csv",
+        size=file.size or 0,
+        rows_total=max(lines - 1, 0),
+    )
+    service.uploaded.set()
+    return answer
+
+
+@api.get("/uploads/", response_model=list[Upload], tags=["CSV"], openapi_extra=FOR_ADMINS)
+async def list_uploads(request: ApiRequest, page: Annotated[Page, Query()]) -> Response:
+    """All uploads, the newest first. Admins only."""
+    newest = Order("upload.id", "upload.id", "upload.id < :after_id", "upload.id DESC", start=(INT8_MAX, INT8_MAX))
+    return await show_page(request, page, "upload", "FROM uploads upload WHERE :is_admin", newest)
+
+
+@api.get("/uploads/{upload_id}", response_model=Upload, tags=["CSV"], openapi_extra=FOR_ADMINS)
+async def read_upload(request: ApiRequest, upload_id: PathId) -> Response:
+    """How far an upload has come. Admins only."""
+    sql = "SELECT upload.id, {upload} FROM uploads upload WHERE upload.id = :upload_id AND :is_admin"
+    return show(request, settled(await request.fetch_row(sql, upload_id=upload_id)))
+
+
+@api.get("/upload/errors", response_class=CsvFile, tags=["CSV"], openapi_extra=FOR_ADMINS)
+async def download_latest_errors(request: ApiRequest) -> Response:
+    """The rejected rows of the newest upload that has any, as a CSV file. Admins only."""
+    newest = "SELECT max(upload_id) AS id FROM upload_errors WHERE :is_admin"
+    return await download_errors(request, settled(await request.fetch_row(newest))["id"])
+
+
+@api.get("/uploads/{upload_id}/errors", response_class=CsvFile, tags=["CSV"], openapi_extra=FOR_ADMINS)
+async def download_errors(request: ApiRequest, upload_id: PathId) -> Response:
+    """The rejected rows of an upload as a CSV file: as they came, with their line and what is wrong. Admins only."""
+    sql = "SELECT id, filename, columns FROM uploads WHERE id = :upload_id AND :is_admin"
+    upload = settled(await request.fetch_row(sql, upload_id=upload_id))
+
+    async def rows() -> AsyncIterator[list[Any]]:
+        columns, line = upload["columns"] or [], 0
+        yield [*columns, "line", "error"]
+        more = """
+            SELECT line, cells, error FROM upload_errors
+            WHERE upload_id = :upload_id AND line > :line ORDER BY line LIMIT 1000
+        """
+        while page := await fetch_rows(more, upload_id=upload_id, line=line):
+            for row in page:
+                cells = (row["cells"] + [""] * len(columns))[: max(len(columns), len(row["cells"]))]
+                yield [*cells, row["line"], row["error"]]
+            line = page[-1]["line"]
+
+    return CsvFile(rows(), re.sub(r"(\.csv)?$", "_errors.csv", upload["filename"], count=1, flags=re.IGNORECASE))
+
+
+@api.get("/projects/{project_id}/tasks/export", response_class=CsvFile, tags=["CSV"])
+async def export_tasks(request: ApiRequest, project_id: PathId) -> Response:
+    """The tasks of a project as a CSV file, by id. It can be uploaded as it is."""
+    settled(await request.fetch_row(SEE_PROJECT, project_id=project_id))
+    caller = {"caller_id": request.caller.id, "is_admin": request.caller.is_admin}
+
+    async def rows() -> AsyncIterator[list[Any]]:
+        yield list(COLUMNS)
+        after_id = 0
+        more = """
+            SELECT task.id, task.project_id, task.title, task.description, task.status, task.assigned_to,
+                   task.priority, task.due_date, repository.full_name
+            FROM {tasks}
+            WHERE task.project_id = :project_id AND task.id > :after_id AND {task_is_visible}
+            ORDER BY task.id LIMIT 1000
+        """
+        while page := await fetch_rows(more, project_id=project_id, after_id=after_id, **caller):
+            for row in page:
+                yield list(row)[1:]
+            after_id = page[-1]["id"]
+
+    return CsvFile(rows(), f"project_{project_id}_tasks.csv")
+
+
+class TaskRow(NewTask):
+    """A row of a CSV file: a task from text alone."""
+
+    project_id: Annotated[Id, BeforeValidator(read_whole)]
+    priority: Annotated[Priority, BeforeValidator(read_whole)] = left_out()
+    assigned_to: Annotated[Id | None, BeforeValidator(read_whole)] = left_out()
+
+
+async def import_uploads() -> None:
+    """Import whatever has been uploaded, piece by piece, the longest waiting first, for ever."""
+    while True:
+        is_busy = False
+        try:
+            if service.key_holder is not None:
+                is_busy = await import_piece()
+        except Exception as error:
+            log.warning("Import: %s; trying again", type(error).__name__, exc_info=None if is_outage(error) else error)
+        if is_busy:
+            await asyncio.sleep(0.002)
+        else:
+            service.uploaded.clear()
+            try:
+                async with asyncio.timeout(1):  # another worker's upload rings no bell here
+                    await service.uploaded.wait()
+            except TimeoutError:
+                pass
+
+
+async def import_piece() -> bool:
+    """Import the rows that begin in the next chunk of some file; False where none waits.
+
+    The tasks, the rejected rows and the place reached are one transaction: whoever dies in between,
+    another worker goes on from the same place. The lock on the upload keeps workers from the same piece.
+    """
+    async with transaction() as db:
+        upload = await db.fetchrow(
+            """
+            SELECT id, columns, position, line, size, created_by, rows_rejected
+            FROM uploads WHERE state IN ('queued', 'running')
+            ORDER BY touched_at LIMIT 1 FOR UPDATE SKIP LOCKED
+            """
+        )
+        if upload is None:
+            return False
+        first, begin = divmod(upload["position"], CHUNK_BYTES)
+        ahead = await db.fetch(
+            """
+            SELECT content FROM upload_chunks
+            WHERE upload_id = $1 AND number BETWEEN $2 AND $2 + 2 ORDER BY number
+            """,
+            upload["id"],
+            first,
+        )
+        piece = Piece(b"".join(row["content"] for row in ahead)[begin:], upload["line"], upload["columns"])
+        try:
+            await piece.read(CHUNK_BYTES - begin)
+            position = upload["position"] + piece.offset
+            if upload["rows_rejected"] + len(piece.rejected) > MAX_REJECTED_ROWS:
+                raise UnreadableFile(f"More than {MAX_REJECTED_ROWS:,} rows are wrong; the rest was not read.")
+            state, error = ("done" if position >= upload["size"] else "running"), None
+        except UnreadableFile as reason:
+            piece.tasks.clear()
+            piece.rejected.clear()
+            state, error, position = "failed", str(reason), upload["position"]
+        tasks = await piece.link(db, upload["created_by"])
+        await db.copy_records_to_table("tasks", records=tasks, columns=TASK_COLUMNS)
+        rejected = [(upload["id"], line, cells, error) for line, cells, error in piece.rejected]
+        await db.copy_records_to_table(
+            "upload_errors", records=rejected, columns=["upload_id", "line", "cells", "error"]
+        )
+        await db.execute(
+            *bind(
+                """
+                WITH gone AS (DELETE FROM upload_chunks WHERE upload_id = :id AND :is_over)
+                UPDATE uploads SET
+                    state = :state, error = :error, columns = :columns, position = :position, line = :line,
+                    rows_inserted = rows_inserted + :inserted, rows_rejected = rows_rejected + :rejected,
+                    rows_done = rows_done + :inserted + :rejected,
+                    rows_total = CASE WHEN :is_over THEN rows_done + :inserted + :rejected
+                                      ELSE greatest(rows_total, rows_done + :inserted + :rejected) END,
+                    touched_at = clock_timestamp(), finished_at = CASE WHEN :is_over THEN clock_timestamp() END
+                WHERE id = :id
+                """,
+                {
+                    "id": upload["id"],
+                    "state": state,
+                    "error": error,
+                    "columns": piece.columns,
+                    "position": position,
+                    "line": piece.line,
+                    "inserted": len(tasks),
+                    "rejected": len(rejected),
+                    "is_over": state in ("done", "failed"),
+                },
+            )
+        )
+    return True
+
+
+TASK_COLUMNS = (
+    "project_id",
+    "title",
+    "description",
+    "priority",
+    "status",
+    "due_date",
+    "assigned_to",
+    "repository_id",
+    "created_by",
+)
+
+
+class UnreadableFile(Exception):
+    """A sentence for whoever uploaded the file."""
+
+
+class Piece:
+    """Some rows of a file: judged one by one here, then all together against the database."""
+
+    def __init__(self, content: bytes, line: int, columns: list[str] | None) -> None:
+        self.content = content
+        self.offset = 0  # bytes behind us
+        self.line = line  # lines behind us
+        self.columns = columns
+        self.tasks: list[tuple[int, list[str], TaskRow]] = []
+        self.rejected: list[tuple[int, list[str], str]] = []
+
+    async def read(self, stop: int) -> None:
+        """Read the rows that begin before `stop`, in small steps. Raises UnreadableFile."""
+        if self.columns is None:
+            if self.content.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise UnreadableFile("The file is in UTF-16; save it as CSV in UTF-8.")
+            self.offset = 3 if self.content.startswith(b"\xef\xbb\xbf") else 0
+        for number, (line, cells, error) in enumerate(self.records(stop)):
+            if self.columns is None:
+                self.columns = read_header(cells, error)
+            elif error or len(cells) != len(self.columns):
+                message = error or f"{len(cells)} cells under {len(self.columns)} columns."
+                self.rejected.append((line, cells, message))
+            else:
+                self.judge(line, cells)
+            if number % ROWS_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+        if self.columns is None:
+            raise UnreadableFile("The file is empty; its first line should name the columns.")
+
+    def records(self, stop: int) -> Iterator[tuple[int, list[str], str | None]]:
+        """Each record with its line and, where it is none, why. Blank lines are none."""
+        start = self.offset
+
+        def lines() -> Iterator[str]:
+            while self.offset < len(self.content):
+                begin = self.offset
+                self.offset = self.content.find(b"\n", begin) + 1 or len(self.content)
+                self.line += 1
+                if self.offset - start > CHUNK_BYTES:
+                    raise csv.Error("it is longer than 128 KiB, or a quote does not close")
+                yield self.content[begin : self.offset].decode()
+
+        while self.offset < stop and self.offset < len(self.content):
+            start, line = self.offset, self.line + 1
+            try:
+                for cells in csv.reader(lines(), strict=True):
+                    if cells:
+                        yield line, cells, None
+                    start, line = self.offset, self.line + 1
+                    if start >= stop:
+                        return
+            except (csv.Error, UnicodeDecodeError) as error:
+                # Wrong is the line in which the record began; what follows may be right.
+                self.offset, self.line = self.content.find(b"\n", start) + 1 or len(self.content), line
+                if self.offset - start > 2 * CHUNK_BYTES or (self.offset == len(self.content) > 2 * CHUNK_BYTES):
+                    raise UnreadableFile(f"Line {line} is longer than 128 KiB.") from None
+                text = self.content[start : min(self.offset, start + 1000)].decode(errors="replace").rstrip("\r\n")
+                why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+                yield line, [text], f"This is no row: {why}."
+
+    def judge(self, line: int, cells: list[str]) -> None:
+        """By the rules of the API. An apostrophe that we put before a formula goes away again."""
+        assert self.columns is not None
+        named = {
+            name: re.sub(r"^'('*[=+\-@\t\r])", r"\1", cell) for name, cell in zip(self.columns, cells, strict=True)
+        }
+        fields = {name: cell if name == "description" else cell.strip() for name, cell in named.items() if cell.strip()}
+        try:
+            self.tasks.append((line, cells, TaskRow.model_validate(fields)))
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, e['loc'])) or 'row'}: {e['msg']}" for e in error.errors(include_url=False)]
+            self.rejected.append((line, cells, "; ".join(wrong)))
+
+    async def link(self, db: Db, created_by: int) -> list[tuple[Any, ...]]:
+        """The tasks as records for COPY, less those whose project or member does not exist."""
+        rows = [task for _, _, task in self.tasks]
+        projects = await db.fetch(
+            "SELECT id FROM projects WHERE id = ANY($1) ORDER BY id FOR KEY SHARE",
+            list({task.project_id for task in rows}),
+        )
+        assigned = list({(task.project_id, task.assigned_to) for task in rows if task.assigned_to is not None})
+        members = await db.fetch(
+            """
+            SELECT project_id, user_id FROM members
+            WHERE (project_id, user_id) IN (SELECT * FROM unnest($1::bigint[], $2::bigint[]))
+            ORDER BY project_id, user_id FOR KEY SHARE
+            """,
+            [project_id for project_id, _ in assigned],
+            [user_id for _, user_id in assigned],
+        )
+        names = sorted(
+            {task.repository.lower(): task.repository for task in rows if task.repository}.values(), key=str.lower
+        )
+        repositories = {}
+        if names:
+            await db.execute(
+                "INSERT INTO repositories (full_name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING", names
+            )
+            found = await db.fetch(
+                "SELECT id, lower(full_name) AS name FROM repositories WHERE lower(full_name) = ANY($1)",
+                [name.lower() for name in names],
+            )
+            repositories = {row["name"]: row["id"] for row in found}
+        known_projects = {row["id"] for row in projects}
+        known_members = {(row["project_id"], row["user_id"]) for row in members}
+        records = []
+        for line, cells, task in self.tasks:
+            if task.project_id not in known_projects:
+                self.rejected.append((line, cells, "project_id: There is no such project."))
+            elif task.assigned_to is not None and (task.project_id, task.assigned_to) not in known_members:
+                self.rejected.append((line, cells, "assigned_to: The assignee is not a member of the project."))
+            else:
+                status = task.status or ("completed" if task.completed else "pending")
+                repository_id = repositories.get((task.repository or "").lower())
+                records.append(
+                    (task.project_id, task.title, task.description, task.priority or 0, status, task.due_date,
+                     task.assigned_to, repository_id, created_by)
+                )  # fmt: skip
+        return records
+
+
+def read_header(cells: list[str], error: str | None) -> list[str]:
+    columns = [cell.strip().lower() for cell in cells]
+    if error or not set(columns) & set(COLUMNS):
+        raise UnreadableFile(f"The first line should name the columns, separated by commas: {','.join(COLUMNS)}.")
+    if unknown := [sane(column) for column in columns if column not in COLUMNS]:
+        raise UnreadableFile(f"There is no column {unknown[0]}; the columns are {', '.join(COLUMNS)}.")
+    if doubled := [column for column in columns if columns.count(column) > 1]:
+        raise UnreadableFile(f"The column {doubled[0]} stands twice.")
+    if missing := [column for column in COLUMNS[:2] if column not in columns]:
+        raise UnreadableFile(f"The column {missing[0]} is missing.")
+    return columns
 
 
 # ------------------------------------------------------------------------------------------ health
