@@ -475,8 +475,8 @@ async def authenticate(headers: Mapping[bytes, bytes]) -> Caller:
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     if key is None and not token:
         raise unauthorized("Send an API key as X-API-Key, or an access token as Authorization: Bearer.")
-    if service.key_holder is None and not (service.api_keys and service.jwt_secret):
-        raise unavailable()  # nobody can be told apart yet
+    if not (service.api_keys if key is not None else service.jwt_secret):
+        raise unavailable()  # the database, which keeps it, has not been reached yet
     if key is not None:
         matches = [secrets.compare_digest(key, known) for known in service.api_keys]
         if not any(matches):
