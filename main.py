@@ -66,6 +66,7 @@ from starlette._utils import get_route_path
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -446,6 +447,8 @@ def explain(error: Exception, scope: Scope) -> Problem:
             return Problem(405, "This path does not have that method.", Allow=allowed_methods(scope))
         case HTTPException(status_code=413):
             return too_large()
+        case ClientDisconnect():
+            return Problem(408, "The body did not come to its end.", Connection="close")  # nobody is there to read it
         case HTTPException(status_code=400):
             return invalid("body", msg="The form cannot be read.")
         case HTTPException():
@@ -1252,7 +1255,7 @@ async def change_user(request: ApiRequest, user_id: PathId, change: UserChange) 
     row = await request.fetch_row(
         """
         WITH wanted AS (
-            SELECT CASE WHEN :user_id = :service_id THEN :is_admin AND :changes <@ ARRAY['email']
+            SELECT CASE WHEN :user_id::bigint = :service_id::bigint THEN :is_admin AND :changes::text[] <@ ARRAY['email']
                         ELSE :is_admin OR (:user_id = :caller_id AND :changes <@ ARRAY['email', 'password'])
                    END AS allowed
         ), users AS (
