@@ -1255,7 +1255,8 @@ async def change_user(request: ApiRequest, user_id: PathId, change: UserChange) 
     row = await request.fetch_row(
         """
         WITH wanted AS (
-            SELECT CASE WHEN :user_id::bigint = :service_id::bigint THEN :is_admin AND :changes::text[] <@ ARRAY['email']
+            SELECT CASE WHEN :user_id::bigint = :service_id::bigint
+                        THEN :is_admin AND :changes::text[] <@ ARRAY['email']
                         ELSE :is_admin OR (:user_id = :caller_id AND :changes <@ ARRAY['email', 'password'])
                    END AS allowed
         ), users AS (
@@ -1945,12 +1946,12 @@ async def upload_csv(request: ApiRequest, file: UploadFile) -> Response:
     Columns, in any order: `project_id,title` and, as you like, `description,status,assigned_to,priority,
     due_date,repository`; UTF-8. `Location` leads to its progress.
     """
-    digest, lines = hashlib.sha256(), 0
+    digest, lines, end = hashlib.sha256(), 0, b""
     if (file.size or 0) > MAX_FILE_BYTES:
         raise too_large()
     while chunk := await file.read(CHUNK_BYTES):
         digest.update(chunk)
-        lines += chunk.count(b"\n")
+        lines, end = lines + chunk.count(b"\n"), chunk[-1:]
 
     async def chunks(upload_id: int) -> AsyncIterator[tuple[int, int, bytes]]:
         await file.seek(0)
@@ -1989,7 +1990,7 @@ async def upload_csv(request: ApiRequest, file: UploadFile) -> Response:
         digest=digest.digest(),
         filename=re.sub(r"[^\w .()-]", "_", re.split(r"[/\\]", file.filename or "")[-1])[-100:] or "upload.csv",
         size=file.size or 0,
-        rows_total=max(lines - 1, 0),
+        rows_total=max(lines - 1 + (end not in (b"\n", b"")), 0),
     )
     service.uploaded.set()
     return answer
@@ -2096,82 +2097,87 @@ async def import_piece() -> bool:
     The tasks, the rejected rows and the place reached are one transaction: whoever dies in between,
     another worker goes on from the same place. The lock on the upload keeps workers from the same piece.
     """
-    async with transaction() as db:
-        upload = await db.fetchrow(
-            """
-            SELECT id, columns, position, line, size, created_by, rows_rejected
-            FROM uploads WHERE state IN ('queued', 'running')
-            ORDER BY touched_at LIMIT 1 FOR UPDATE SKIP LOCKED
-            """
-        )
-        if upload is None:
-            return False
-        first, begin = divmod(upload["position"], CHUNK_BYTES)
-        ahead = await db.fetch(
-            """
-            SELECT content FROM upload_chunks
-            WHERE upload_id = $1 AND number BETWEEN $2 AND $2 + 2 ORDER BY number
-            """,
-            upload["id"],
-            first,
-        )
-        piece = Piece(b"".join(row["content"] for row in ahead)[begin:], upload["line"], upload["columns"])
-        try:
-            await piece.read(CHUNK_BYTES - begin)
-            position = upload["position"] + piece.offset
-            if upload["rows_rejected"] + len(piece.rejected) > MAX_REJECTED_ROWS:
-                raise UnreadableFile(f"More than {MAX_REJECTED_ROWS:,} rows are wrong; the rest was not read.")
-            state, error = ("done" if position >= upload["size"] else "running"), None
-        except UnreadableFile as reason:
-            piece.tasks.clear()
-            piece.rejected.clear()
-            state, error, position = "failed", str(reason), upload["position"]
-        tasks = await piece.link(db, upload["created_by"])
-        await db.copy_records_to_table("tasks", records=tasks, columns=TASK_COLUMNS)
-        rejected = [(upload["id"], line, cells, error) for line, cells, error in piece.rejected]
-        await db.copy_records_to_table(
-            "upload_errors", records=rejected, columns=["upload_id", "line", "cells", "error"]
-        )
-        await db.execute(
-            *bind(
+    upload = None
+    try:
+        async with transaction() as db:
+            upload = await db.fetchrow(
                 """
-                WITH gone AS (DELETE FROM upload_chunks WHERE upload_id = :id AND :is_over)
-                UPDATE uploads SET
-                    state = :state, error = :error, columns = :columns, position = :position, line = :line,
-                    rows_inserted = rows_inserted + :inserted, rows_rejected = rows_rejected + :rejected,
-                    rows_done = rows_done + :inserted + :rejected,
-                    rows_total = CASE WHEN :state = 'done' THEN rows_done + :inserted + :rejected
-                                      ELSE greatest(rows_total, rows_done + :inserted + :rejected) END,
-                    touched_at = clock_timestamp(), finished_at = CASE WHEN :is_over THEN clock_timestamp() END
-                WHERE id = :id
-                """,
-                {
-                    "id": upload["id"],
-                    "state": state,
-                    "error": error,
-                    "columns": piece.columns,
-                    "position": position,
-                    "line": piece.line,
-                    "inserted": len(tasks),
-                    "rejected": len(rejected),
-                    "is_over": state in ("done", "failed"),
-                },
+                SELECT id, columns, position, line, size, created_by, rows_rejected
+                FROM uploads WHERE state IN ('queued', 'running')
+                ORDER BY touched_at LIMIT 1 FOR UPDATE SKIP LOCKED
+                """
             )
+            if upload:
+                await import_rows(db, upload)
+    except Exception as error:
+        if upload is None or is_outage(error):
+            raise
+        log.error("Upload %s", upload["id"], exc_info=error)  # a bug of ours, which a repetition would not heal
+        await fetch_row(
+            "UPDATE uploads SET state = 'failed', error = :error, finished_at = now() WHERE id = :id",
+            id=upload["id"],
+            error="Something went wrong on our side; our log has it.",
         )
-    return True
+    return upload is not None
 
 
-TASK_COLUMNS = (
-    "project_id",
-    "title",
-    "description",
-    "priority",
-    "status",
-    "due_date",
-    "assigned_to",
-    "repository_id",
-    "created_by",
-)
+async def import_rows(db: Db, upload: Row) -> None:
+    first, begin = divmod(upload["position"], CHUNK_BYTES)
+    ahead = await db.fetch(
+        """
+        SELECT content FROM upload_chunks
+        WHERE upload_id = $1 AND number BETWEEN $2 AND $2 + 2 ORDER BY number
+        """,
+        upload["id"],
+        first,
+    )
+    piece = Piece(b"".join(row["content"] for row in ahead)[begin:], upload["line"], upload["columns"])
+    try:
+        await piece.read(CHUNK_BYTES - begin)
+        position = upload["position"] + piece.offset
+        if upload["rows_rejected"] + len(piece.rejected) > MAX_REJECTED_ROWS:
+            raise UnreadableFile(f"More than {MAX_REJECTED_ROWS:,} rows are wrong; the rest was not read.")
+        state, error = ("done" if position >= upload["size"] else "running"), None
+    except UnreadableFile as reason:
+        piece.tasks.clear()
+        piece.rejected.clear()
+        state, error, position = "failed", str(reason), upload["position"]
+    tasks = await piece.link(db, upload["created_by"])
+    await db.copy_records_to_table("tasks", records=tasks, columns=TASK_COLUMNS)
+    rejected = [
+        (upload["id"], line, [cell.replace("\0", "\ufffd") for cell in cells], why)
+        for line, cells, why in piece.rejected
+    ]
+    await db.copy_records_to_table("upload_errors", records=rejected, columns=["upload_id", "line", "cells", "error"])
+    await db.execute(
+        *bind(
+            """
+            WITH gone AS (DELETE FROM upload_chunks WHERE upload_id = :id AND :is_over)
+            UPDATE uploads SET
+                state = :state, error = :error, columns = :columns, position = :position, line = :line,
+                rows_inserted = rows_inserted + :inserted, rows_rejected = rows_rejected + :rejected,
+                rows_done = rows_done + :inserted + :rejected,
+                rows_total = CASE WHEN :state = 'done' THEN rows_done + :inserted + :rejected
+                                  ELSE greatest(rows_total, rows_done + :inserted + :rejected) END,
+                touched_at = clock_timestamp(), finished_at = CASE WHEN :is_over THEN clock_timestamp() END
+            WHERE id = :id
+            """,
+            {
+                "id": upload["id"],
+                "state": state,
+                "error": error,
+                "columns": piece.columns,
+                "position": position,
+                "line": piece.line,
+                "inserted": len(tasks),
+                "rejected": len(rejected),
+                "is_over": state in ("done", "failed"),
+            },
+        )
+    )
+
+
+TASK_COLUMNS = "project_id title description priority status due_date assigned_to repository_id created_by".split()
 
 
 class UnreadableFile(Exception):
@@ -2339,6 +2345,15 @@ async def check_readiness(request: ApiRequest) -> Response:
 # ------------------------------------------------------------------------------------------ all together
 
 
+class NamingFilter(logging.Filter):
+    """uvicorn's access log, with the request's id beside the client's address."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple) and record.args:
+            record.args = (f"{record.args[0]} [{request_id.get()}]", *record.args[1:])
+        return True
+
+
 class FrontDoor:
     """The first to see a request and the last to see its answer: names it, tidies its path, and turns
     what nobody foresaw into a 500 that keeps the connection."""
@@ -2412,6 +2427,7 @@ app = FastAPIOffline(
     exception_handlers={HTTPException: show_problem, RequestValidationError: show_problem},
 )
 app.add_middleware(FrontDoor)
+logging.getLogger("uvicorn.access").addFilter(NamingFilter())
 
 
 def describe() -> dict[str, Any]:
