@@ -755,9 +755,11 @@ def show(request: ApiRequest, row: Row, status: int = 200, location: str | None 
     return Response(row["body"], status, headers, "application/json")
 
 
-# What a spreadsheet would run. We write it behind an apostrophe, and take that away when it comes
-# back; text that has the apostrophe already gets one more, so that it too comes back as it was.
-FORMULA = re.compile(r"'*[=+\-@\t\r]")
+# What a spreadsheet would run is written behind an apostrophe, which goes away when it comes back.
+# Text that has the apostrophe already gets one more in an export, so that it too comes back as it was;
+# a rejected row keeps its own, because it is written as it came.
+FORMULA = re.compile(r"[=+\-@\t\r]")
+FORMULA_OR_QUOTED = re.compile(r"'*[=+\-@\t\r]")
 QUOTED_FORMULA = re.compile(r"'+[=+\-@\t\r]")
 
 
@@ -766,18 +768,20 @@ class CsvFile(StreamingResponse):
 
     media_type = "text/csv"
 
-    def __init__(self, rows: AsyncIterator[Iterable[Any]], filename: str) -> None:
+    def __init__(
+        self, rows: AsyncIterator[Iterable[Any]], filename: str, to_quote: re.Pattern[str] = FORMULA_OR_QUOTED
+    ) -> None:
         ascii_name = filename.encode("ascii", "replace").decode()
         names = f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(filename)}"
-        super().__init__(self.lines(rows), headers={"Content-Disposition": names})
+        super().__init__(self.lines(rows, to_quote), headers={"Content-Disposition": names})
 
     @staticmethod
-    async def lines(rows: AsyncIterator[Iterable[Any]]) -> AsyncIterator[str]:
+    async def lines(rows: AsyncIterator[Iterable[Any]], to_quote: re.Pattern[str]) -> AsyncIterator[str]:
         buffer = io.StringIO()
         writer = csv.writer(buffer)
         async for cells in rows:
             texts = ["" if cell is None else str(cell) for cell in cells]
-            writer.writerow([f"'{text}" if FORMULA.match(text) else text for text in texts])
+            writer.writerow([f"'{text}" if to_quote.match(text) else text for text in texts])
             if buffer.tell() > 32 * 1024:
                 yield buffer.getvalue()
                 buffer.seek(0)
@@ -1570,7 +1574,7 @@ async def ask_github(name: str) -> GitHubRepository:
                     if not answer.has_redirect_location:
                         return read_github(answer, await read_bounded(answer))
                     url = str(answer.url.join(answer.headers["Location"]))  # renamed, perhaps
-                if not url.startswith(base + "/"):
+                if not url.startswith(base + "/") or re.search("%(2e|2f|5c)", url, re.IGNORECASE):
                     break
     except (TimeoutError, httpx.TimeoutException):
         raise Problem(504, "GitHub did not answer in time; nothing is stored.") from None
@@ -1588,16 +1592,20 @@ async def read_bounded(answer: httpx.Response) -> bytes:
     return body
 
 
+def whole_seconds(header: str | None) -> int | None:
+    return int(header) if header and re.fullmatch(r"[0-9]{1,10}", header) else None
+
+
 def read_github(answer: httpx.Response, body: bytes) -> GitHubRepository:
     if answer.status_code in (404, 410, 451):
         raise invalid("body", "repository", msg="GitHub has no such repository, or does not show it.")
-    wait = answer.headers.get("Retry-After", "")
-    if answer.status_code in (403, 429) and (wait or answer.headers.get("X-RateLimit-Remaining") == "0"):
-        reset = answer.headers.get("X-RateLimit-Reset", "")
-        seconds = int(wait) if wait.isdigit() else int(reset) - int(time.time()) if reset.isdigit() else 60
-        raise Problem(
-            503, "GitHub's rate limit is spent; nothing is stored.", Retry_After=str(min(max(seconds, 1), 3600))
-        )
+    wait = whole_seconds(answer.headers.get("Retry-After"))
+    is_limited = "Retry-After" in answer.headers or answer.headers.get("X-RateLimit-Remaining") == "0"
+    if answer.status_code in (403, 429) and is_limited:
+        if wait is None and (reset := whole_seconds(answer.headers.get("X-RateLimit-Reset"))):
+            wait = reset - int(time.time())
+        seconds = min(max(60 if wait is None else wait, 1), 3600)
+        raise Problem(503, "GitHub's rate limit is spent; nothing is stored.", Retry_After=str(seconds))
     try:
         if answer.status_code == 200:
             return GitHubRepository.model_validate_json(body)
@@ -1787,6 +1795,8 @@ ADD_TASK = """
 
 async def add_task(request: ApiRequest, new: NewTask, project_id: int | None) -> Response:
     async def look_up() -> dict[str, Any]:
+        if new.repository is not None and project_id is not None:  # no errand to GitHub for whoever may not add it
+            settled(await request.fetch_row(SEE_PROJECT, project_id=project_id))
         return {"repository_id": await find_repository(new.repository)}
 
     return await create(request, "/tasks/", ADD_TASK, look_up, **vars(new) | {"project_id": project_id})
@@ -1844,6 +1854,9 @@ async def change_task(request: ApiRequest, task_id: PathId, change: TaskChange) 
     With `If-Match`, only the version that you read. For the task's creator and assignee, and for
     admins, who alone may change `assigned_to`.
     """
+    if change.repository is not None:  # no errand to GitHub for whoever may not change the task
+        may = "SELECT id, allowed FROM ({found_task}) AS found"
+        settled(await request.fetch_row(may, task_id=task_id, changes=list(change.model_fields_set)))
     row = await request.fetch_row(
         """
         WITH found AS ({found_task}), task AS (
@@ -2036,7 +2049,8 @@ async def download_errors(request: ApiRequest, upload_id: PathId) -> Response:
                 yield [*cells, row["line"], row["error"]]
             line = page[-1]["line"]
 
-    return CsvFile(rows(), re.sub(r"(\.csv)?$", "_errors.csv", upload["filename"], count=1, flags=re.IGNORECASE))
+    name = re.sub(r"(\.csv)?$", "_errors.csv", upload["filename"], count=1, flags=re.IGNORECASE)
+    return CsvFile(rows(), name, to_quote=FORMULA)
 
 
 @api.get("/projects/{project_id}/tasks/export", status_code=200, response_class=CsvFile, tags=["CSV"])
@@ -2177,7 +2191,9 @@ async def import_rows(db: Db, upload: Row) -> None:
     )
 
 
-TASK_COLUMNS = "project_id title description priority status due_date assigned_to repository_id created_by".split()
+TASK_COLUMNS = (
+    "project_id", "title", "description", "priority", "status", "due_date", "assigned_to", "repository_id", "created_by"
+)  # fmt: skip
 
 
 class UnreadableFile(Exception):

@@ -152,9 +152,14 @@ def grow_old(name: str, hours: int = 2) -> None:
     assert len(sql(aged, name, hours)) == 1
 
 
+def dashed(headers: dict[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
 def link(name: object, by: httpx.Client | None = None, **headers: str) -> httpx.Response:
     """A new task about a repository."""
-    return (by or test_main.admin).post("/tasks/", json={"title": "Linked", "repository": name}, headers=headers)
+    task = {"title": "Linked", "repository": name}
+    return (by or test_main.admin).post("/tasks/", json=task, headers=dashed(headers))
 
 
 def seen(task: Any) -> tuple[Any, Any, Any]:
@@ -216,6 +221,11 @@ def trickle(wire: socket.socket) -> None:
         time.sleep(0.25)
 
 
+def slow_redirect(wire: socket.socket) -> None:
+    time.sleep(1.9)
+    wire.sendall(reply(b"", 301, Location=f"{BASE}/hop"))
+
+
 def slow_head(wire: socket.socket) -> None:
     wire.sendall(b"HTTP/1.1 200 OK\r\n")
     for number in range(40):
@@ -242,52 +252,42 @@ def endless_head(wire: socket.socket) -> None:
         wire.sendall(f"X-{number}: {'x' * 1000}\r\n".encode())
 
 
+FIELDS: dict[str, dict[str, Any]] = {
+    "stars as text": {"stargazers_count": "7"}, "stars as a truth": {"stargazers_count": True},
+    "stars below zero": {"stargazers_count": -1}, "stars with a fraction": {"stargazers_count": 1.5},
+    "stars beyond int8": {"stargazers_count": 2**63}, "stars NaN": {"stargazers_count": float("nan")},
+    "stars missing": {"stargazers_count": None}, "a NUL in the description": {"description": "a\0b"},
+    "a lone surrogate": {"description": "\ud800"}, "a description that is a list": {"description": ["x"]},
+    "a name that is none": {"full_name": "../user"}, "a name with a NUL": {"full_name": "o/n\0"},
+}  # fmt: skip
 BOMB = gzip.compress(b" " * 30_000_000 + b'{"full_name": "o/n", "stargazers_count": 1, "description": null}')
 TRUNCATED = b'{"full_name": "o/n", "stargazers_count'
-REFUSED: dict[str, tuple[int, Answer]] = {
-    "a 500": (502, reply({"message": "oops"}, 500)),
-    "a 503 of its own": (502, reply(b"", 503)),
-    "a 401, for the token is wrong": (502, reply({"message": "Bad credentials"}, 401)),
-    "a 403 that is no rate limit": (502, reply({}, 403)),
-    "a 204": (502, reply(b"", 204)),
-    "a page of HTML": (502, reply(b"<html>Login</html>", Content_Type="text/html")),
-    "nothing": (502, reply(b"")),
-    "no HTTP": (502, b"SSH-2.0-OpenSSH\r\n\r\n"),
-    "a connection that hangs up": (502, b""),
-    "a body cut in the middle": (502, reply(TRUNCATED, Content_Length=500)),
-    "truncated JSON": (502, reply(TRUNCATED)),
-    "a list": (502, reply([{"full_name": "o/n", "stargazers_count": 1, "description": None}])),
-    "null": (502, reply(None)),
-    "stars as text": (502, repository(stargazers_count="7")),
-    "stars as a truth": (502, repository(stargazers_count=True)),
-    "stars below zero": (502, repository(stargazers_count=-1)),
-    "stars with a fraction": (502, repository(stargazers_count=1.5)),
-    "stars beyond int8": (502, repository(stargazers_count=2**63)),
-    "no stars": (502, reply({"full_name": "o/n", "description": None})),
-    "NaN": (502, reply(b'{"full_name": "o/n", "stargazers_count": NaN, "description": null}')),
-    "a NUL in the description": (502, repository(description="a\0b")),
-    "a lone surrogate": (502, repository(description="\ud800")),
-    "a description that is a list": (502, repository(description=["x"])),
-    "a name that is none": (502, repository(full_name="../user")),
-    "a name with a NUL": (502, repository(full_name="o/n\0")),
-    "not UTF-8": (502, reply(b'{"full_name": "o/n", "stargazers_count": 1, "description": "\xff"}')),
-    "nested deep": (502, reply(b'{"full_name": ' + b"[" * 100_000 + b"]" * 100_000)),
-    "enormous, as declared": (502, reply(b" " * 5_000_000)),
-    "enormous, as declared alone": (502, reply(b"{", Content_Length=10**15)),
-    "endless": (502, endless),
-    "an endless head": (502, endless_head),
-    "a gzip bomb": (502, reply(BOMB, Content_Encoding="gzip")),
-    "gzip that is none": (502, reply(b"{}", Content_Encoding="gzip")),
-    "rate limit by remaining": (503, reply({}, 403, **SPENT)),
-    "rate limit by Retry-After": (503, reply({}, 429, Retry_After=30)),
-    "rate limit, secondary": (503, reply({}, 403, Retry_After=30)),
-    "rate limit until a nonsense": (503, reply({}, 429, X_RateLimit_Remaining=0, X_RateLimit_Reset="9" * 5000)),
-    "rate limit by a date": (503, reply({}, 429, Retry_After="Wed, 21 Oct 2065 07:28:00 GMT")),
-    "rate limit by a digit that is none": (503, reply({}, 429, Retry_After="²")),
-    "gone": (400, reply({}, 410)),
-    "unknown": (400, reply({"message": "Not Found"}, 404)),
-    "taken down": (400, reply({}, 451)),
+UNUSABLE: dict[str, Answer] = {
+    "a 500": reply({"message": "oops"}, 500), "a 503 of its own": reply(b"", 503), "a 204": reply(b"", 204),
+    "a 401, for the token is wrong": reply({}, 401), "a 403 that is no rate limit": reply({}, 403),
+    "a page of HTML": reply(b"<html>Login</html>", Content_Type="text/html"), "nothing": reply(b""),
+    "no HTTP": b"SSH-2.0-OpenSSH\r\n\r\n", "a connection that hangs up": b"", "truncated JSON": reply(TRUNCATED),
+    "a body cut in the middle": reply(TRUNCATED, Content_Length=500), "null": reply(None),
+    "a list": reply([{"full_name": "o/n", "stargazers_count": 1, "description": None}]),
+    "not UTF-8": reply(b'{"full_name": "o/n", "stargazers_count": 1, "description": "\xff"}'),
+    "nested deep": reply(b'{"full_name": ' + b"[" * 100_000 + b"]" * 100_000), "endless": endless,
+    "enormous, as declared": reply(b" " * 5_000_000), "an endless head": endless_head,
+    "enormous, as declared alone": reply(b"{", Content_Length=10**15),
+    "a gzip bomb": reply(BOMB, Content_Encoding="gzip"), "gzip that is none": reply(b"{}", Content_Encoding="gzip"),
+}  # fmt: skip
+LIMITED: dict[str, Answer] = {
+    "none remaining": reply({}, 403, **SPENT),
+    "Retry-After": reply({}, 429, Retry_After=30),
+    "a secondary limit": reply({}, 403, Retry_After=30),
+    "a reset of 5,000 digits": reply({}, 429, X_RateLimit_Remaining=0, X_RateLimit_Reset="9" * 5000),
+    "a date": reply({}, 429, Retry_After="Wed, 21 Oct 2065 07:28:00 GMT"),
+    "a digit that is none": reply({}, 429, Retry_After="²"),
 }
+ABSENT: dict[str, Answer] = {"gone": reply({}, 410), "unknown": reply({}, 404), "taken down": reply({}, 451)}
+UNUSABLE |= {how: repository(**fields) for how, fields in FIELDS.items()}
+REFUSED = {how: (502, answer) for how, answer in UNUSABLE.items()}
+REFUSED |= {f"limited by {how}": (503, answer) for how, answer in LIMITED.items()}
+REFUSED |= {how: (400, answer) for how, answer in ABSENT.items()}
 
 
 @pytest.mark.parametrize("how", REFUSED)
@@ -304,7 +304,7 @@ def test_an_answer_that_is_of_no_use_is_refused_and_nothing_is_stored(how: str) 
             refused(refusal, status, *(("body", "repository") if status == 400 else ()))
     assert all_stored() == before
     assert time.monotonic() - started < 2
-    assert (not sent_of_endless) or max(sent_of_endless) < 10_000_000, "it was read on and on"
+    assert max(sent_of_endless, default=0) < 10_000_000, "it was read on and on"
 
 
 def test_a_github_that_is_down_is_a_502_and_a_key_of_that_refusal_is_free() -> None:
@@ -318,20 +318,18 @@ def test_a_github_that_is_down_is_a_502_and_a_key_of_that_refusal_is_free() -> N
 def test_a_github_that_is_slow_is_a_504_in_seven_seconds_and_nobody_else_waits() -> None:
     slow: list[Answer] = [trickle, slow_head, lambda wire: time.sleep(8)]
     names = [github.says(new_repository(), answer) for answer in slow * 5]
-    hops = [f"{new_repository()}" for _ in range(4)]
-    for name, following in zip(hops, [*hops[1:], ""], strict=True):
-        answer = reply(b"", 301, Location=f"{BASE}/repos/{following}")
-        github.says(name, lambda wire, answer=answer: (time.sleep(1.9), wire.sendall(answer))[1])  # type: ignore[misc]
+    hop = github.says(new_repository(), slow_redirect)
+    github.answers[f"{BASE}/hop"] = slow_redirect
     before, started = all_stored(), time.monotonic()
     with ThreadPoolExecutor(20) as crowd:
-        answers = [crowd.submit(link, name) for name in [*names, hops[0]]]
+        answers = [crowd.submit(link, name) for name in [*names, hop]]
         while time.monotonic() - started < 4:
             begun = time.monotonic()
             ok(test_main.admin.get("/tasks/?limit=1"))
             assert time.monotonic() - begun < 0.7
             time.sleep(0.05)
-        for answer in answers:
-            refused(answer.result(), 504)
+        for waiting in answers:
+            refused(waiting.result(), 504)
     assert time.monotonic() - started < 7
     assert all_stored() == before
 
@@ -359,7 +357,7 @@ AWAY = """http://127.0.0.1:{other}{base}/x //127.0.0.1:{other}{base}/x http://lo
 https://127.0.0.1:{port}{base}/x http://127.0.0.1:{port}/x /x {base}/../../x {base}/../x {base}/%2e%2e/x
 {base}/..%2fx {base}3/x http://127.0.0.1:{port}@127.0.0.1:{other}{base}/x http://127.0.0.1:{port}\\@127.0.0.1:{other}/x
 http://a:b@127.0.0.1:{port}{base}/x http://127.0.0.1{base}/x http://127.0.0.1:99999{base}/x http://[ file:///etc/passwd
-javascript:x http:// http:///x é \\\\127.0.0.1:{other}/x"""
+javascript:x http:///x"""
 
 
 @pytest.mark.parametrize("where", AWAY.split())
@@ -439,7 +437,7 @@ def upload(
 ) -> httpx.Response:
     data = content.encode() if isinstance(content, str) else content
     files = {"file": (filename, data, "text/csv")}
-    return (by or test_main.admin).post("/upload/csv", files=files, headers=headers)
+    return (by or test_main.admin).post("/upload/csv", files=files, headers=dashed(headers))
 
 
 def finished(location: str, seconds: float = 20, watch: Callable[[Any], None] = lambda upload: None) -> Any:
@@ -457,11 +455,11 @@ def finished(location: str, seconds: float = 20, watch: Callable[[Any], None] = 
 def imported(content: bytes | str, filename: str = "tasks.csv") -> Any:
     answer = upload(content, filename)
     assert ok(answer, 202)["state"] in ("queued", "running", "done", "failed")
-    return finished(answer.headers["Location"])
+    return finished(answer.headers["Location"], 5)
 
 
-def counts(upload: Any) -> tuple[str, int, int, int, int]:
-    return tuple(upload[name] for name in ("state", "rows_total", "rows_done", "rows_inserted", "rows_rejected"))  # type: ignore[return-value]
+def counts(upload: Any) -> tuple[Any, ...]:
+    return tuple(upload[name] for name in ("state", "rows_total", "rows_done", "rows_inserted", "rows_rejected"))
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -476,6 +474,12 @@ def rejected(upload: Any) -> list[dict[str, str]]:
     return rows_of(answer.text)
 
 
+def reasons(upload: Any) -> list[list[str]]:
+    """Line and error of each rejected row, which may have more cells than there are columns."""
+    text = test_main.admin.get(f"/uploads/{upload['id']}/errors").text
+    return [row[-2:] for row in csv.reader(io.StringIO(text, newline=""))][1:]
+
+
 def tasks_of(project: Any) -> list[Any]:
     return test_main.walk(f"/projects/{project['id']}/tasks/?sort=id&limit=500")
 
@@ -487,17 +491,14 @@ def as_csv(*rows: list[Any], header: str = COLUMNS) -> str:
 
 
 def test_the_example_becomes_one_task_and_one_rejected_row() -> None:
-    while (ada := sign_up()).id < 2:
-        pass
-    if ada.id > 2:
-        assert ok(test_main.admin.get("/users/2"))
+    sign_up()  # so that there is a user 2; project 1 is the Inbox of the first
     ok(test_main.admin.put("/projects/1/members/2"))
     example = """\
 project_id,title,description,status,assigned_to
 1,Login Task,Implement JWT,Pending,2
 1,Invalid Task ID,Invalid entry,Pending,999
 """
-    before = ok(test_main.admin.get("/projects/1/tasks/?sort=id"))
+    before = tasks_of({"id": 1})
     answer = upload(example)
     accepted = ok(answer, 202)
     assert answer.headers["Location"] == f"/uploads/{accepted['id']}"
@@ -505,7 +506,7 @@ project_id,title,description,status,assigned_to
     fields = {"id", "filename", "created_at", "finished_at", "error", "state"}
     assert set(state) == fields | {"rows_total", "rows_done", "rows_inserted", "rows_rejected"}
     assert (counts(state), state["filename"], state["error"]) == (("done", 2, 2, 1, 1), "tasks.csv", None)
-    (task,) = ok(test_main.admin.get("/projects/1/tasks/?sort=id"))[len(before) :]
+    (task,) = tasks_of({"id": 1})[len(before) :]
     assert (task["title"], task["description"], task["status"], task["assigned_to"], task["priority"]) == (
         "Login Task", "Implement JWT", "pending", 2, 0
     )  # fmt: skip
@@ -582,54 +583,33 @@ def test_all_columns_are_read_and_github_is_not_asked() -> None:
     assert ok(test_main.admin.get(f"/tasks/{task['id']}"))["repository_stars"] == 7, "as soon as anybody asks"
 
 
-REJECTED: dict[str, tuple[str, Any]] = {
-    "project unknown": ("project_id", 999_999_999),
-    "project missing": ("project_id", ""),
-    "project zero": ("project_id", 0),
-    "project beyond int8": ("project_id", 2**63),
-    "project of 5,000 digits": ("project_id", "9" * 5000),
-    "project with a fraction": ("project_id", "1.0"),
-    "project with a sign": ("project_id", "+1"),
-    "project in wide digits": ("project_id", "\uff11"),
-    "assignee unknown": ("assigned_to", 999_999_999),
-    "assignee not a member": ("assigned_to", 1),
-    "assignee a name": ("assigned_to", "ada"),
-    "date that does not exist": ("due_date", "2026-02-30"),
-    "date as in Germany": ("due_date", "05.01.2026"),
-    "date as a timestamp": ("due_date", "86400"),
-    "date in wide digits": ("due_date", "\u0662026-01-05"),
-    "priority a word": ("priority", "high"),
-    "priority with a fraction": ("priority", "1.5"),
-    "priority beyond int4": ("priority", 2**31),
-    "priority with an underscore": ("priority", "1_0"),
-    "title empty": ("title", ""),
-    "title of spaces": ("title", "   "),
-    "title of nothing to see": ("title", "\u200b\u00a0"),
-    "title too long": ("title", "x" * 201),
-    "description too long": ("description", "x" * 10_001),
-    "status unknown": ("status", "done"),
-    "status a formula": ("status", "=cmd|' /C calc'!A0"),
-    "status a tabbed formula": ("status", "\t=1+1"),
-    "status quoted already": ("status", "'=1+1"),
-    "priority a function": ("priority", "@SUM(1)"),
-    "repository out of bounds": ("repository", "../user"),
-    "repository of three parts": ("repository", "a/b/c"),
+REJECTED: dict[str, list[Any]] = {
+    "project_id": [999_999_999, "", 0, -1, 2**63, "9" * 5000, "1.0", "+1", " 1 0", "\uff11", "=1", "x"],
+    "assigned_to": [999_999_999, 1, 0, 2**63, "ada", "1.0"],
+    "due_date": ["2026-02-30", "05.01.2026", "86400", "\u0662026-01-05", "2026-01-05T00:00:00Z"],
+    "priority": ["high", "1.5", 2**31, -(2**31) - 1, "1_0", "@SUM(1)", "true"],
+    "title": ["", "   ", "\u200b\u00a0", "x" * 201],
+    "description": ["x" * 10_001, "=" * 10_001],
+    "status": ["done", "=cmd|' /C calc'!A0", "\t=1+1", "'=1+1", "''-1"],
+    "repository": ["../user", "a/b/c", "a", "http://x/y", "-a/b"],
 }
 
 
-@pytest.mark.parametrize("wrong", REJECTED)
-def test_a_row_is_rejected_as_it_came_for_its(wrong: str) -> None:
-    project = new_project()
-    column, cell = REJECTED[wrong]
+@pytest.mark.parametrize("column", REJECTED)
+def test_a_row_is_rejected_as_it_came_for_a_wrong(column: str) -> None:
+    project, wrong = new_project(), REJECTED[column]
     good = [project["id"], "Good", "", "", "", "", "", ""]
-    bad = dict(zip(COLUMNS.split(","), good, strict=True)) | {"title": "Bad", column: cell}
-    done = imported(as_csv(good, list(bad.values()), good), "My file.CSV")
-    assert counts(done) == ("done", 3, 3, 2, 1)
-    (row,) = rejected(done)
-    assert (row["line"], row["error"].split(":")[0]) == ("3", column)
-    came = {name: str(value) for name, value in bad.items()}
-    came[column] = f"'{cell}" if str(cell).startswith(DANGEROUS) else str(cell)
-    assert without(row, "line", "error") == came
+    named = dict(zip(COLUMNS.split(","), good, strict=True)) | {"title": "Bad"}
+    bad = [named | {column: cell} for cell in wrong]
+    done = imported(as_csv(good, *[list(row.values()) for row in bad], good), "My file.CSV")
+    assert counts(done) == ("done", len(wrong) + 2, len(wrong) + 2, 2, len(wrong))
+    rows = rejected(done)
+    assert [row["line"] for row in rows] == [str(number) for number in range(3, len(wrong) + 3)]
+    assert {row["error"].split(":")[0] for row in rows} == {column}
+    for row, sent in zip(rows, bad, strict=True):
+        came = {name: str(cell) for name, cell in sent.items()}
+        came[column] = f"'{came[column]}" if came[column].startswith(DANGEROUS) else came[column]
+        assert without(row, "line", "error") == came
     assert [task["title"] for task in tasks_of(project)] == ["Good"] * 2
 
 
@@ -644,27 +624,24 @@ BROKEN: dict[str, bytes] = {
     "a cell of 140 kB": b'%d,T,"' + b"x" * 140_000 + b'"',
     "a cell of 140 kB in lines": b'%d,T,"' + b"x\n" * 70_000 + b'"',
     "a title of 140 kB": b"%d," + b"x" * 140_000 + b",D",
-    "a NUL in the title": b"%d,T\0,x",
-    "a NUL in the description": b"%d,T,x\0y",
-    "a NUL in the project": b"%d\0,T,x",
-    "a NUL too many": b"%d,T,x,\0",
 }
+
+
+def check_broken(line: bytes) -> None:
+    project = new_project()
+    number = b"%d" % project["id"]
+    good, bad = number + b",Good,x\n", line.replace(b"%d", number) + b"\n"
+    for content, inserted in ((good + bad + good + good, 3), (good + bad[:-1], 1)):
+        done = imported(b"project_id,title,description\n" + content)
+        assert (done["state"], done["rows_inserted"], done["rows_rejected"] >= 1) == ("done", inserted, True)
+        line_number, error = reasons(done)[0]
+        assert (line_number, len(error) > 5) == ("3", True)
+    assert [task["title"] for task in tasks_of(project)] == ["Good"] * 4
 
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_line_is_rejected_and_what_stands_around_it_is_read(how: str) -> None:
-    project = new_project()
-    number = b"%d" % project["id"]
-    good, bad = number + b",Good,x\n", BROKEN[how].replace(b"%d", number) + b"\n"
-    done = imported(b"project_id,title,description\n" + good + bad + good + good)
-    assert (done["state"], done["rows_inserted"]) == ("done", 3)
-    assert done["rows_rejected"] >= 1
-    first = rejected(done)[0]
-    assert first["line"] == "3"
-    assert len(first["error"]) > 5
-    assert [task["title"] for task in tasks_of(project)] == ["Good"] * 3
-    done = imported(b"project_id,title,description\n" + good + bad.rstrip(b"\n"))
-    assert (done["state"], done["rows_inserted"], rejected(done)[0]["line"]) == ("done", 1, "3")
+    check_broken(BROKEN[how])
 
 
 FAILED: dict[str, tuple[bytes, str]] = {
@@ -745,22 +722,23 @@ def test_more_than_64_mib_are_refused_before_they_are_sent() -> None:
 
 def test_a_repeat_of_an_upload_with_its_key_is_imported_once() -> None:
     project, key = new_project(), secrets.token_hex(8)
-    content = f"project_id,title\n{project['id']},Once\n"
-    first, again = upload(content, Idempotency_Key=key), None
+    body = PART.replace(b"1,A", b"%d,Once" % project["id"]) % b"file" + b"--b--\r\n"
+    headers = {"Idempotency-Key": key, "Content-Type": FORM}
+    first = test_main.admin.post("/upload/csv", content=body, headers=headers)
     finished(first.headers["Location"])
-    with test_main.service.client(X_API_Key=KEYS[0]) as client:
-        request = first.request.read(), first.request.headers["Content-Type"]
-        headers = {"Idempotency-Key": key, "Content-Type": request[1]}
-        again = client.post("/upload/csv", content=request[0], headers=headers)
+    again = test_main.admin.post("/upload/csv", content=body, headers=headers)
     assert (again.status_code, again.json(), again.headers["Idempotent-Replayed"]) == (202, first.json(), "true")
-    refused(upload(content + f"{project['id']},Twice\n", Idempotency_Key=key), 422)
+    other = body.replace(b"--b", b"--c"), headers | {"Content-Type": FORM[:-1] + "c"}
+    same = test_main.admin.post("/upload/csv", content=other[0], headers=other[1])
+    assert (same.status_code, same.json()) == (202, first.json()), "another boundary, as each try has, is no other file"
+    refused(test_main.admin.post("/upload/csv", content=body.replace(b"Once", b"Twice"), headers=headers), 422)
     assert again.headers["Location"] == first.headers["Location"]
     assert [task["title"] for task in tasks_of(project)] == ["Once"]
 
 
 # ------------------------------------------------------------------------------------------ CSV out
 
-TITLES = ["=1+1", "'=x", "''=x", "-5", "+3", "@a", "'", "'a", '"', "a,b", "👩‍👩‍👧", "=", "' =x", "null", "5", "a\nb", "1_0"]
+TITLES = ["=1+1", "'=x", "''=x", "-5", "+3", "@a", "'", "'a", '"', "a,b", "👩‍👩‍👧", "=", "' =x", "null", "5", "a\nb"]
 DESCRIPTIONS = ["=1", "'=1", "''\t", "\tx", "\rx", "\nx", "a\r\nb", ' "q", ', "  ", "x ", "-1", "+1", "@", "'", "'\r"]
 
 
@@ -785,11 +763,11 @@ def test_what_is_exported_runs_in_no_spreadsheet_and_reads_the_same_when_uploade
 
 def test_rejected_rows_read_the_same_when_they_are_corrected_and_uploaded() -> None:
     project = new_project()
-    wrong = as_csv(*[[project["id"], title, "done"] for title in ("=1", "'=1", "''=1")], header="project_id,title,status")
-    right = wrong.replace("done", "pending")
+    header = "project_id,title,status"
+    wrong = as_csv(*[[project["id"], title, "done"] for title in ("=1", "'=1", "''=1")], header=header)
     rows = [[row["project_id"], row["title"], "pending"] for row in rejected(imported(wrong))]
-    imported(right)
-    imported(as_csv(*rows, header="project_id,title,status"))
+    imported(wrong.replace("done", "pending"))
+    imported(as_csv(*rows, header=header))
     titles = [task["title"] for task in tasks_of(project)]
     assert titles[3:] == titles[:3]
 
@@ -818,6 +796,17 @@ def large(project: Any, rows: int, description: str) -> str:
     return "\n".join(["project_id,title,description", *lines])
 
 
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A service that has not yet held anything, to be asked instead."""
+    with test_main.new_database() as url, test_main.serve(DATABASE_URL=url) as service:
+        monkeypatch.setitem(globals(), "database_url", url)
+        monkeypatch.setattr(test_main, "service", service)
+        monkeypatch.setattr(test_main, "admin", service.client(X_API_Key=KEYS[0]))
+        yield
+
+
+@pytest.mark.usefixtures("fresh")
 def test_a_large_file_takes_no_memory_starves_nobody_and_shows_how_far_it_is() -> None:
     project, small, done = new_project(), new_project(), list[int]()
     content = large(project, 30_000, "x" * 650).encode()
@@ -893,3 +882,11 @@ def test_two_uploads_run_side_by_side() -> None:
             break
     assert both_moved
     assert [counts(finished(location))[:4] for location in locations] == [("done", 4000, 4000, 4000)] * 2
+
+
+NULS = {"title": b"%d,T\0,x", "description": b"%d,T,x\0y", "project": b"%d\0,T,x", "cell too many": b"%d,T,x,\0"}
+
+
+@pytest.mark.parametrize("cell", NULS)
+def test_a_nul_is_rejected_in_a(cell: str) -> None:
+    check_broken(NULS[cell])

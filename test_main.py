@@ -66,7 +66,9 @@ class Service:
     def client(self, **headers: str) -> "Person":
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         base = f"http://127.0.0.1:{self.port}"
-        return Person(base_url=base, headers=named, timeout=20, verify=NO_TLS, trust_env=False)
+        # A connection a request: threads that share a client race for one that the service closes when idle.
+        fresh = httpx.Limits(max_keepalive_connections=0)
+        return Person(base_url=base, headers=named, timeout=20, verify=NO_TLS, trust_env=False, limits=fresh)
 
     def wait_for(self, path: str, status: int, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
