@@ -1082,7 +1082,7 @@ class NewUser(Body):
 
 
 class Credentials(Body):
-    username: str = Field(max_length=1000, examples=["ada"])
+    username: str = Field(max_length=254, examples=["ada"])
     password: str = Field(max_length=1000, examples=["correct horse battery"])
 
 
@@ -1186,14 +1186,14 @@ async def sign_in_as(request: ApiRequest, username: str, password: str) -> Respo
         raise invalid("body", msg="Should have no NUL.")
     address = request.client.host if request.client else ""
     attempt = {"name": username.lower(), "address": address}
-    await refuse_hammering(await fetch_row(COUNT_FAILURES, **attempt))
+    refuse_hammering(await fetch_row(COUNT_FAILURES, **attempt))
     account = await fetch_row(
         "SELECT id, password_hash FROM users WHERE lower(username) = :name AND is_active", name=attempt["name"]
     )
     is_right = await is_password(password, account["password_hash"] if account else None)
     async with transaction() as db:
         await db.execute(*bind("SELECT pg_advisory_xact_lock(hashtextextended('sign-in ' || :name, 0))", attempt))
-        await refuse_hammering(await db.fetchrow(*bind(COUNT_FAILURES, attempt)))
+        refuse_hammering(await db.fetchrow(*bind(COUNT_FAILURES, attempt)))
         if not is_right:
             await db.execute(*bind(NOTE_FAILURE, attempt))
     if account is None or not is_right:
@@ -1213,7 +1213,7 @@ NOTE_FAILURE = """
 """
 
 
-async def refuse_hammering(failures: Row | None) -> None:
+def refuse_hammering(failures: Row | None) -> None:
     if failures and failures["too_many"]:
         raise Problem(429, "Too many failed sign-ins; wait a minute.", Retry_After=str(max(failures["seconds"], 1)))
 
