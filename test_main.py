@@ -1893,7 +1893,7 @@ def test_who_stalls_is_not_waited_for_for_ever() -> None:
                 pass  # whatever the answer; in the end the service hangs up
 
 
-@pytest.mark.parametrize("name", ["é" * 254, "𝒜" * 254, "x" * 255, "a b", ""])
+@pytest.mark.parametrize("name", ["é" * 254, "\U0001d49c" * 254, "x" * 255, "a b", ""])
 def test_a_name_that_nobody_can_have_signs_nobody_in(name: str) -> None:
     answer = nobody.post("/auth/login", json={"username": name, "password": PASSWORD})
     assert answer.status_code == (401 if len(name) <= 254 else 400), answer.text
