@@ -362,6 +362,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     booting = asyncio.create_task(boot_until_it_works())
     importing = asyncio.create_task(import_uploads())
     await asyncio.wait({booting}, timeout=2)  # ready for the first request, where the database is
+    logging.getLogger("uvicorn.access").addFilter(NamingFilter())
     gc.freeze()  # what was imported stays: no collection need look at it again
     log.info("The API is described at %s/docs", settings.root_path)
     yield
@@ -2443,7 +2444,6 @@ app = FastAPIOffline(
     exception_handlers={HTTPException: show_problem, RequestValidationError: show_problem},
 )
 app.add_middleware(FrontDoor)
-logging.getLogger("uvicorn.access").addFilter(NamingFilter())
 
 
 def describe() -> dict[str, Any]:
