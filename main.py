@@ -658,6 +658,10 @@ def refuse_constant(_: str) -> NoReturn:
     raise ValueError("NaN and Infinity are not JSON")
 
 
+ENTITY_TAG = r'\*|(W/)?"[\x21\x23-\x7e]*"'
+VISIBLE_ASCII = r"[\x21-\x7e]{1,255}"
+
+
 class ApiRequest(Request):
     """A request, read strictly."""
 
@@ -704,7 +708,7 @@ class ApiRequest(Request):
     def entity_tags(self, header: str) -> list[str]:
         """The entity tags in If-Match or If-None-Match; none where the header is absent."""
         tags = [tag.strip() for field in self.headers.getlist(header) for tag in field.split(",")]
-        if not all(re.fullmatch(r'\*|(W/)?"[\x21\x23-\x7e]*"', tag) for tag in tags):
+        if not all(re.fullmatch(ENTITY_TAG, tag) for tag in tags):
             raise invalid("header", header, msg='An entity tag looks like "3", as the ETag header gives it.')
         return tags
 
@@ -809,7 +813,7 @@ async def create(
     if not keys:
         values |= await prepare() if prepare else {}
         return show(request, settled(await request.fetch_row(sql, **values)), success, location)
-    if len(keys) > 1 or not re.fullmatch(r"[\x21-\x7e]{1,255}", keys[0]):
+    if len(keys) > 1 or not re.fullmatch(VISIBLE_ASCII, keys[0]):
         raise invalid("header", "Idempotency-Key", msg="1 to 255 visible ASCII characters, once.")
     caller: dict[str, Any] = {"caller_id": request.caller.id, "is_admin": request.caller.is_admin}
     claim = caller | {"endpoint": f"{request.method} {get_route_path(request.scope)}", "key": keys[0]}
@@ -1104,8 +1108,8 @@ class Tokens(BaseModel):
 
 class User(BaseModel):
     id: Id
-    username: Username
-    email: Email | None
+    username: str
+    email: str | None
     role: Literal["user", "admin"]
     is_active: bool
     created_at: datetime
@@ -1304,8 +1308,8 @@ class NewProject(ProjectChange):
 
 class Project(BaseModel):
     id: Id
-    name: Name
-    description: Text | None
+    name: str
+    description: str | None
     created_by: Id
     created_at: datetime
     updated_at: datetime
@@ -1428,7 +1432,7 @@ async def delete_project(request: ApiRequest, project_id: PathId) -> Response:
 
 class Member(BaseModel):
     user_id: Id
-    username: Username
+    username: str
     added_at: datetime
 
 
@@ -1660,9 +1664,9 @@ class NewTaskAnywhere(NewTask):
 class Task(BaseModel):
     id: Id
     project_id: Id
-    title: Name
-    description: Text | None
-    priority: Priority
+    title: str
+    description: str | None
+    priority: int
     status: Status
     completed: bool
     due_date: date | None
@@ -2468,7 +2472,10 @@ def describe() -> dict[str, Any]:
         },
     }
     schemas = page["components"]["schemas"]
-    schemas.pop("HTTPValidationError", None), schemas.pop("ValidationError", None)
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own shape of a 422
+        schemas.pop(name, None)
+    for name in ("UserChange", "ProjectChange", "TaskChange"):
+        schemas[name]["minProperties"] = 1
     schemas["Problem"] = {
         "type": "object",
         "required": ["type", "title", "status", "detail", "instance"],
@@ -2507,15 +2514,15 @@ def describe_operation(path: str, method: str, operation: dict[str, Any]) -> Non
     ]
     errors = set[int]().union(*(statuses for holds, statuses in rules if holds))
     if is_create:
-        headers.append(("Idempotency-Key", "Repeats of this request with the same key are done once."))
+        headers.append(("Idempotency-Key", "Repeats of this request with the same key are done once.", VISIBLE_ASCII))
     if is_versioned and method == "get":
-        headers.append(("If-None-Match", 'The ETag that you have, like `"3"`.'))
+        headers.append(("If-None-Match", 'The ETag that you have, like `"3"`.', ENTITY_TAG))
         answers["304"] = {"description": "You have the present version."}
     elif is_versioned:
-        headers.append(("If-Match", 'The ETag of the version that you read, like `"3"`.'))
+        headers.append(("If-Match", 'The ETag of the version that you read, like `"3"`.', ENTITY_TAG))
     operation.setdefault("parameters", []).extend(
-        {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
-        for name, text in headers
+        {"name": name, "in": "header", "description": text, "schema": {"type": "string", "pattern": f"^({pattern})$"}}
+        for name, text, pattern in headers
     )
     for status in sorted(errors):
         phrase = http.HTTPStatus(status).phrase
