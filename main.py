@@ -1130,7 +1130,7 @@ FRAGMENTS["user"] = as_json("users.id, users.username, users.email, users.role, 
 NEW_USER = """
     WITH users AS (
         INSERT INTO users (username, email, role, password_hash, inbox_id)
-        VALUES (:username, :email, :role, :password_hash, nextval(pg_get_serial_sequence('projects', 'id')))
+        VALUES (:username, :email, :role, :password_hash, nextval('inbox_ids'))
         ON CONFLICT DO NOTHING
         RETURNING *
     ), inbox AS (

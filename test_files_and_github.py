@@ -28,7 +28,21 @@ import httpx
 import pytest
 
 import test_main
-from test_main import KEYS, Person, Service, at_once, made, new_project, new_task, ok, refused, sign_up, without
+from test_main import (
+    KEYS,
+    Person,
+    Service,
+    at_once,
+    made,
+    new_database,
+    new_project,
+    new_task,
+    ok,
+    refused,
+    serve,
+    sign_up,
+    without,
+)
 
 TOKEN = "a-token-for-github-alone"  # noqa: S105
 BASE = "/api/v3"  # as on GitHub Enterprise
@@ -491,7 +505,8 @@ def as_csv(*rows: list[Any], header: str = COLUMNS) -> str:
 
 
 def test_the_example_becomes_one_task_and_one_rejected_row() -> None:
-    sign_up()  # so that there is a user 2; project 1 is the Inbox of the first
+    sign_up()  # so that there is a user 2
+    new_project()  # and a project 1
     ok(test_main.admin.put("/projects/1/members/2"))
     example = """\
 project_id,title,description,status,assigned_to
@@ -518,6 +533,14 @@ project_id,title,description,status,assigned_to
         assert row[:6] == ["1", "Invalid Task ID", "Invalid entry", "Pending", "999", "3"]
         assert "assigned_to" in row[6]
     assert ok(test_main.admin.get("/uploads/"))[0] == state
+
+
+def test_the_first_project_is_1_and_the_first_account_is_2_as_the_example_has_them() -> None:
+    with new_database() as url, serve(DATABASE_URL=url) as fresh:
+        asked = fresh.client(X_API_Key=test_main.KEYS[0])
+        account = asked.post("/auth/register", json={"username": "ada", "password": test_main.PASSWORD})
+        assert ok(account, 201)["id"] == 2
+        assert ok(asked.post("/projects/", json={"name": "First"}), 201)["id"] == 1
 
 
 def test_uploads_are_for_admins() -> None:

@@ -136,7 +136,7 @@ def started(name: str, command: list[str], environment: Environment) -> Iterator
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                server.ask("GET", "/projects/1")  # the Inbox of the user `service`
+                server.ask("GET", "/projects/1099511627776")  # the Inbox of the user `service`
                 break
             except (OSError, RuntimeError, http.client.HTTPException) as error:
                 if process.poll() is not None or time.monotonic() > deadline:
