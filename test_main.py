@@ -249,19 +249,8 @@ def running() -> Iterator[None]:
         print(f"The tests run on {name}.")
         with some_service() as service:
             admin, nobody = service.client(X_API_Key=KEYS[0]), service.client()
-            for half in HALF_REQUESTS:
-                stalled.append((time.monotonic(), service.connect()))
-                stalled[-1][1].sendall(half)
             yield
-            for _, wire in stalled:
-                wire.close()
 
-
-HALF_REQUESTS = (
-    b"POST /projects/ HTTP/1.1\r\nHost: x\r\nX-API-Key: first-key\r\nContent-Type: application/json\r\n"
-    b'Content-Length: 100\r\n\r\n{"name"',
-)
-stalled: list[tuple[float, socket.socket]] = []
 
 # ------------------------------------------------------------------------------------------ verbs
 
@@ -419,7 +408,7 @@ def bad_credentials(person: Person) -> dict[str, tuple[bytes, bytes]]:
         "alg a list": forge(claims, {"alg": ["HS256"]}),
         "alg missing": forge(claims, {"typ": "JWT"}),
         "header a list": forge(claims, ["HS256"]),
-        "header nested deep": forge(claims, b'{"alg":"HS256","x":' + b"[" * 5000 + b"]" * 5000 + b"}", secret="x"),
+        "header nested deep": forge(claims, b'{"alg":"HS256","x":' + b"[" * 5000 + b"]" * 5000 + b"}", secret="x" * 40),
         "header with a long number": forge(claims, b'{"alg":"HS256","x":' + b"9" * 5000 + b"}"),
         "header of bad UTF-8": forge(claims, b'{"alg":"HS256\xff"}'),
         "kid a number": forge(claims, HS256 | {"kid": 5}),
@@ -1545,64 +1534,6 @@ def test_a_form_of_wrong_shape_is_refused(form: bytes) -> None:
 
 
 JSON = "Content-Type: application/json"
-RAW: dict[str, tuple[bytes, set[int]]] = {
-    "a NUL in the path": (b"GET /tasks\0 HTTP/1.1\r\nHost: x\r\n\r\n", {400, 404}),
-    "bytes in the path": (b"GET /tasks/\xff\xfe HTTP/1.1\r\nHost: x\r\nX-API-Key: first-key\r\n\r\n", {400, 404}),
-    "bytes in the query": (b"GET /tasks/?q=\xff HTTP/1.1\r\nHost: x\r\nX-API-Key: first-key\r\n\r\n", {400}),
-    "an address of 100 kB": (envelope("GET /tasks/?q=" + "a" * 100_000), {400, 414, 431}),
-    "a path of 100 kB": (envelope("GET /" + "a/" * 50_000), {400, 404, 414, 431}),
-    "2,000 headers": (envelope("GET /livez", *[f"X-{n}: {n}" for n in range(2000)]), {400, 431}),
-    "a header of 200 kB": (envelope("GET /livez", "X-Long: " + "a" * 200_000), {400, 431}),
-    "an unknown method": (envelope("BREW /tasks/"), {400, 405}),
-    "a method in small letters": (envelope("get /tasks/"), {400, 405}),
-    "a method of 10 kB": (envelope("G" * 10_000 + " /"), {400, 405, 414}),
-    "CONNECT": (envelope("CONNECT evil.example:443"), {400, 404, 405}),
-    "OPTIONS *": (envelope("OPTIONS *"), {200, 204, 400, 404, 405}),
-    "an absolute address": (envelope("GET http://evil.example/livez"), {200, 400, 404}),
-    "HTTP/2 in the clear": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {0, 400, 404, 405}),
-    "HTTP/9.9": (b"GET /livez HTTP/9.9\r\nHost: x\r\n\r\n", {0, 400}),
-    "a TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 600, {0, 400}),
-    "noise": (b"\x00\xff\xfe\r\n\r\n\r\n\r\n", {0, 400}),
-    "a header without a colon": (envelope("GET /livez", "Nonsense"), {400}),
-    "a header with a space in its name": (envelope("GET /livez", "X Y: 1"), {400}),
-    "a NUL in a header": (envelope("GET /tasks/", "X-Y: a\0b"), {400}),
-    "a NUL in the key": (envelope("GET /tasks/", key="first-key\0"), {400, 401}),
-    "a length that is a word": (envelope("POST /projects/", JSON, "Content-Length: ten"), {400}),
-    "a negative length": (envelope("POST /projects/", JSON, "Content-Length: -1"), {400}),
-    "a length beyond all bounds": (envelope("POST /projects/", JSON, "Content-Length: " + "9" * 30), {400, 413}),
-    "two lengths": (envelope("POST /projects/", JSON, "Content-Length: 2", "Content-Length: 13", body=b"{}"), {400}),
-    "a length and chunks": (
-        envelope("POST /projects/", JSON, "Content-Length: 3", "Transfer-Encoding: chunked", body=b"0\r\n\r\n"), {400}),
-    "a chunk that is no number": (envelope("POST /projects/", JSON, "Transfer-Encoding: chunked",
-    body=b"zz\r\n{}\r\n"), {0, 400}),
-    "a negative chunk": (envelope("POST /projects/", JSON, "Transfer-Encoding: chunked", body=b"-1\r\n{}\r\n"), {0,
-    400}),
-    "a coding nobody knows": (envelope("POST /projects/", JSON, "Transfer-Encoding: rot13", body=b"{}"), {400}),
-    "an expectation": (envelope("POST /projects/", JSON, "Expect: 100-continue", "Content-Length: 2", body=b"{}"),
-    {100, 400, 417}),
-    "an unknown expectation": (envelope("GET /livez", "Expect: miracles"), {200, 400, 417}),
-    "a websocket": (
-        envelope("GET /tasks/", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",
-                 "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", key=None), {400, 401, 403, 404, 426}),
-    "two content types": (envelope("POST /projects/", JSON, "Content-Type: text/plain", "Content-Length: 2",
-    body=b"{}"), {400, 415}),
-    "a body with GET": (envelope("GET /livez", JSON, "Content-Length: 9", body=MARKER.encode()), {200, 400}),
-    "a path out of the root": (envelope("GET /../../etc/passwd"), {400, 404}),
-    "files out of the root": (envelope("GET /static-offline-docs/%2e%2e/%2e%2e/main.py"), {400, 404}),
-    "a script for a path": (envelope(f"GET /<script>{MARKER}</script>"), {400, 404}),
-    "a percent sign alone": (envelope("GET /tasks/%"), {400, 404}),
-    "31 parameters": (envelope("GET /tasks/?" + "&".join(f"p{n}=1" for n in range(31))), {400}),
-    "a quote in the path": (envelope("GET /tasks/1'--"), {400}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("sentence", RAW)
-def test_the_service_answers_calmly_to(sentence: str) -> None:
-    text, expected = RAW[sentence]
-    status, _, body = send_raw(text)
-    assert status in expected, f"{status} {body[:300]!r}"
-    assert MARKER.encode() not in body
-    assert ok(nobody.get("/livez")) == {"status": "ok"}
 
 
 # ------------------------------------------------------------------------------------------ the OpenAPI page
@@ -1917,14 +1848,6 @@ def test_every_setting_is_listed() -> None:
     for page in (".env.example", "README.md"):
         text = (HERE / page).read_text()
         assert [name for name in sorted(SETTINGS) if name not in text] == []
-
-
-def test_who_stalls_is_not_waited_for_for_ever() -> None:
-    for began_at, wire in stalled:
-        wire.settimeout(max(1.0, began_at + 60 - time.monotonic()))
-        with suppress(ConnectionError):
-            while wire.recv(65_536):
-                pass  # whatever the answer; in the end the service hangs up
 
 
 @pytest.mark.parametrize("name", ["é" * 254, "\U0001d49c" * 254, "x" * 255, "a b", ""])
