@@ -8,7 +8,10 @@ COPY main.py schema.sql /app/
 RUN python -m compileall -q --invalidation-mode unchecked-hash /app && chmod -R a+rX /app /venv
 
 FROM python:3.13-slim
-RUN useradd --uid 10001 --no-create-home --home-dir /app --shell /usr/sbin/nologin app
+# Nothing is installed from here on: who breaks in is not to find the means.
+RUN useradd --uid 10001 --no-create-home --home-dir /app --shell /usr/sbin/nologin app \
+ && python -m pip uninstall --yes --quiet --root-user-action=ignore pip \
+ && rm -r "$(python -c 'import ensurepip; print(*ensurepip.__path__)')"
 COPY --from=build /venv /venv
 COPY --from=build /app /app
 WORKDIR /app
