@@ -77,6 +77,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.supervisors import Multiprocess
 
 # ------------------------------------------------------------------------------------------ settings
 
@@ -139,6 +140,7 @@ MAX_NAMES = 100  # in one JSON object
 MAX_URL_BYTES = 8 * 1024
 MAX_HEADERS, MAX_HEADER_BYTES = 100, 32 * 1024
 HEADER_SECONDS = 10.0  # from the first byte of a request, or the connection, to the end of its header
+STOP_SECONDS = 13.5  # for workers to stop: 10 s for requests in flight, 3 s for the database
 UNREAD_SECONDS = 30.0  # for which a client may leave an answer unread
 BODY_STALL_SECONDS = 8.0  # between two parts of a body; less than a stopping server waits
 SLOWEST_BYTES_PER_SECOND = 32 * 1024  # at which the largest body may come
@@ -2283,7 +2285,7 @@ async def import_some() -> bool:
         async with transaction() as db:
             upload = await db.fetchrow(
                 """
-                SELECT id, columns, created_by FROM uploads
+                SELECT id, columns, line, created_by FROM uploads
                 WHERE state IN ('queued', 'running')
                 ORDER BY touched_at LIMIT 1 FOR UPDATE SKIP LOCKED
                 """
@@ -2309,18 +2311,20 @@ async def import_rows(db: Db, upload: Row) -> None:
     rows = await db.fetch(
         """
         DELETE FROM upload_rows
-        WHERE upload_id = $1
+        WHERE upload_id = $1 AND line > $2 -- or it would wade through what has been deleted before
           AND line <= (SELECT max(line) FROM (
-              SELECT line FROM upload_rows WHERE upload_id = $1 ORDER BY line LIMIT $2
+              SELECT line FROM upload_rows WHERE upload_id = $1 AND line > $2 ORDER BY line LIMIT $3
           ) AS next)
         RETURNING line, cells, error
         """,
         upload["id"],
+        upload["line"],
         ROWS_OF_A_TURN,
     )
+    rows.sort(key=itemgetter("line"))
     tasks: dict[int, TaskRow] = {}
     errors: dict[int, str] = {}
-    for number, row in enumerate(sorted(rows, key=itemgetter("line"))):
+    for number, row in enumerate(rows):
         judged = row["error"] or judge(upload["columns"], row["cells"])
         if isinstance(judged, str):
             errors[row["line"]] = judged
@@ -2328,13 +2332,15 @@ async def import_rows(db: Db, upload: Row) -> None:
             tasks[row["line"]] = judged
         if number % ROWS_AT_A_TIME == 0:
             await asyncio.sleep(0)
-    errors |= await add_tasks(db, tasks, upload["created_by"])
+    if tasks:
+        errors |= await add_tasks(db, tasks, upload["created_by"])
     wrong = [(upload["id"], row["line"], row["cells"], errors[row["line"]]) for row in rows if row["line"] in errors]
     await db.copy_records_to_table("upload_errors", records=wrong, columns=["upload_id", "line", "cells", "error"])
     await db.execute(
         """
         UPDATE uploads SET
-            rows_done = rows_done + $2, rows_inserted = rows_inserted + $2 - $3, rows_rejected = rows_rejected + $3,
+            line = $5, rows_done = rows_done + $2,
+            rows_inserted = rows_inserted + $2 - $3, rows_rejected = rows_rejected + $3,
             state = CASE WHEN $4 THEN 'done' ELSE 'running' END, touched_at = clock_timestamp(),
             finished_at = CASE WHEN $4 THEN clock_timestamp() END
         WHERE id = $1
@@ -2343,6 +2349,7 @@ async def import_rows(db: Db, upload: Row) -> None:
         len(rows),
         len(wrong),
         len(rows) < ROWS_OF_A_TURN,
+        rows[-1]["line"] if rows else upload["line"],
     )
 
 
@@ -2723,12 +2730,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def refuse(self, problem: Problem) -> None:
         """Answer below the application and hang up; or, where an answer is on its way already, after that."""
-        if (
-            self.cycle
-            and not self.cycle.response_complete
-            and (self.cycle.response_started or not self.cycle.more_body)
-        ):
-            self.cycle.keep_alive = False
+        cycle = self.cycle
+        if cycle and not cycle.response_complete and (cycle.response_started or not cycle.more_body):
+            cycle.keep_alive = False
         elif not self.transport.is_closing():
             name = new_request_id()
             request_id.set(name.decode())
@@ -2739,22 +2743,43 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
+class Supervisor(Multiprocess):
+    """uvicorn's of several workers, which by itself waits for ever for one that hangs, and lets newcomers wait too."""
+
+    def terminate_all(self) -> None:
+        super().terminate_all()
+        for listener in self.sockets:
+            listener.close()
+
+    def join_all(self) -> None:
+        end = time.monotonic() + STOP_SECONDS
+        for worker in self.processes:
+            worker.process.join(max(end - time.monotonic(), 0))
+            if worker.process.is_alive():
+                worker.process.kill()
+        super().join_all()
+
+
 def main() -> None:
     """Serve by the settings, with limits fit for a service."""
-
     print(f"Projects & Tasks: http://{settings.host}:{settings.port}{settings.root_path}/docs", flush=True)
-    uvicorn.run(
-        "main:app",
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        http="main:BoundedProtocol",
-        ws="none",
-        server_header=False,
-        timeout_graceful_shutdown=10,
-        forwarded_allow_ips=settings.forwarded_allow_ips,
-    )
+    options: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "workers": settings.workers,
+        "http": "main:BoundedProtocol",
+        "ws": "none",
+        "server_header": False,
+        "timeout_graceful_shutdown": 10,
+        "forwarded_allow_ips": settings.forwarded_allow_ips,
+    }
+    if settings.workers == 1:
+        uvicorn.run("main:app", **options)
+    else:
+        config = uvicorn.Config("main:app", **options)
+        Supervisor(config, [config.bind_socket()]).run()
 
 
 if __name__ == "__main__":
+    del __file__  # or multiprocessing would run this file in each worker, before the worker imports it
     main()

@@ -153,6 +153,7 @@ CREATE TABLE IF NOT EXISTS uploads (
     state         text NOT NULL
                   CONSTRAINT upload_state_is_known CHECK (state IN ('queued', 'running', 'done', 'failed')),
     columns       text[], -- as the header has them; null where it cannot be read
+    line          integer NOT NULL DEFAULT 0, -- of the last row that has been done
     rows_total    integer NOT NULL,
     rows_done     integer NOT NULL DEFAULT 0,
     rows_inserted integer NOT NULL DEFAULT 0,
