@@ -2669,19 +2669,21 @@ class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1, which by itself waits for ever for the rest of a header, takes headers and trailers
     of any size, and keeps what a client does not read. `uvicorn main:app --http main:BoundedProtocol` has it too."""
 
-    waiting: asyncio.TimerHandle | None = None  # for a header, or for the end of a body that nobody wants
+    watch: asyncio.TimerHandle  # one a connection, and not one a request
+    header_due: float | None = None  # by the loop's clock; None while a request is being answered
     in_header = False
     unfinished_bytes = 0  # of a header or trailer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.wait_for_header()
+        self.header_due = self.loop.time() + HEADER_SECONDS
+        self.watch_header()
         wire = transport.get_extra_info("socket")
         if wire.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
             wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_SECONDS * 1000))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.stop_waiting()
+        self.watch.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -2689,13 +2691,13 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self.unfinished_bytes > 2 * (MAX_URL_BYTES + MAX_HEADER_BYTES):
             self.refuse(Problem(431, "The header has no end."))
-        elif self.waiting is None and (self.cycle is None or self.cycle.response_complete):
-            self.wait_for_header()
+        elif self.header_due is None and (not self.cycle or self.cycle.response_complete):
+            self.header_due = self.loop.time() + HEADER_SECONDS  # for the rest of a body that nobody wants
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.in_header, self.unfinished_bytes = True, 0
-        self.wait_for_header()
+        self.header_due = self.loop.time() + HEADER_SECONDS
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.in_header:  # the trailers of a body are none
@@ -2703,24 +2705,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self.in_header, self.unfinished_bytes = False, 0
-        self.stop_waiting()
+        self.header_due = None
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self.unfinished_bytes = 0
         super().on_body(body)
 
-    def wait_for_header(self) -> None:
-        self.stop_waiting()
-        self.waiting = self.loop.call_later(HEADER_SECONDS, self.give_up)
-
-    def stop_waiting(self) -> None:
-        if self.waiting is not None:
-            self.waiting.cancel()
-            self.waiting = None
-
-    def give_up(self) -> None:
-        if self.in_header:
+    def watch_header(self) -> None:
+        now = self.loop.time()
+        if self.header_due is None or self.header_due > now:
+            self.watch = self.loop.call_at(self.header_due or now + HEADER_SECONDS, self.watch_header)
+        elif self.in_header:
             self.refuse(Problem(408, "The header did not come in time."))
         else:
             self.transport.close()

@@ -63,8 +63,8 @@ Environment = dict[str, str]
 # ------------------------------------------------------------------------------------------ servers
 
 
-def uvicorn(app: str, folder: Path, workers: int = 1) -> list[str]:
-    options = "--loop uvloop --http httptools --no-access-log --log-level warning --host 127.0.0.1 --workers"
+def uvicorn(app: str, folder: Path, workers: int = 1, http: str = "httptools") -> list[str]:
+    options = f"--loop uvloop --http {http} --no-access-log --log-level warning --host 127.0.0.1 --workers"
     return [sys.executable, "-m", "uvicorn", app, "--app-dir", str(folder), *options.split(), str(workers)]
 
 
@@ -431,7 +431,7 @@ def compare_pages(meter: Meter, service: Server, tasks: int, report: Report) -> 
 
 
 def compare_workers(meter: Meter, cluster: Cluster, one: Server, requests: dict[str, Requests], report: Report) -> None:
-    with started("2 workers", uvicorn("main:app", ROOT, 2), cluster.environment()) as two:
+    with started("2 workers", uvicorn("main:app", ROOT, 2, "main:BoundedProtocol"), cluster.environment()) as two:
         for what, texts in requests.items():
             meter.measure([(f"{what}, workers", server, texts) for server in (one, two)])
             both = (f"{what}, workers", two.name), (f"{what}, workers", one.name)
@@ -447,7 +447,9 @@ def compare_sizes(meter: Meter, cluster: Cluster, report: Report) -> None:
             database = f"tasks_{projects * 1000}"
             with cluster.connect() as db:
                 db.execute(f"CREATE DATABASE {database}")
-            service = stack.enter_context(started(name, uvicorn("main:app", ROOT), cluster.environment(database)))
+            service = stack.enter_context(
+                started(name, uvicorn("main:app", ROOT, http="main:BoundedProtocol"), cluster.environment(database))
+            )
             progress(f"loading {name}")
             requests = workload(*cluster.fill(projects, 1000, database))
             requests["list of all"] = [request("GET", f"/tasks/?limit={PAGE}")]
@@ -626,7 +628,9 @@ def main() -> None:
         stack.callback(cluster.server.cleanup)
         with cluster.connect() as db:
             version = db.execute("SHOW server_version").fetchone()
-        service = stack.enter_context(started(SERVICE, uvicorn("main:app", ROOT), cluster.environment()))
+        service = stack.enter_context(
+            started(SERVICE, uvicorn("main:app", ROOT, http="main:BoundedProtocol"), cluster.environment())
+        )
         progress("loading tasks")
         projects, tasks = cluster.fill(100, options.tasks // 100)
         requests = workload(projects, tasks)
