@@ -82,13 +82,20 @@ from uvicorn.supervisors import Multiprocess
 # ------------------------------------------------------------------------------------------ settings
 
 
-SSL_MODES = "disable|allow|prefer|require|verify-ca|verify-full"
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
-def check_database_url(url: str | None) -> str | None:
+def check_database_url(url: str) -> str:
     """Its form alone; the database may come later. The URL has a password, so no message repeats it."""
-    form = rf"postgres(ql)?://([^@/]*@)?([^/:?,]*|\[[^]]+\])(:\d+)?(,[^/?]*)?(/[^?]*)?(\?(?!(.*&)?sslmode=(?!({SSL_MODES})(&|$))).*)?"
-    if url is not None and not re.fullmatch(form, url):
+    try:
+        parts = urlsplit(url)
+        hosts = parts.netloc.rpartition("@")[2].split(",")
+        sslmode = dict(parse_qsl(parts.query)).get("sslmode", "prefer")
+        is_fine = parts.scheme in ("postgres", "postgresql") and sslmode in SSL_MODES
+        is_fine &= all(re.fullmatch(r"([^:\[\]]*|\[[^\]]+\])(:[0-9]+)?", host) for host in hosts)
+    except ValueError:
+        is_fine = False
+    if not is_fine:
         raise PydanticCustomError("value_error", "Should be a URL like postgresql://user:password@host:5432/database")
     return url
 
@@ -98,7 +105,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore")
 
-    database_url: Annotated[str | None, AfterValidator(check_database_url)] = None
+    database_url: Annotated[str, AfterValidator(check_database_url)] | None = None
     data_dir: FilePath = FilePath(".data")
     pool_size: int = Field(10, ge=1, le=1000)
     api_key: str = Field("", pattern=r"[^,\s]|^$")

@@ -184,3 +184,14 @@ CREATE TABLE IF NOT EXISTS upload_errors (
     error     text NOT NULL,
     PRIMARY KEY (upload_id, line)
 );
+
+-- Earlier versions kept files as they came, in chunks; theirs that were not done are to be sent again.
+DO $$
+BEGIN
+    IF to_regclass('upload_chunks') IS NOT NULL THEN
+        UPDATE uploads SET state = 'failed', finished_at = now(), error = 'The service was renewed; send the file again.'
+        WHERE state IN ('queued', 'running');
+        ALTER TABLE uploads DROP COLUMN size, DROP COLUMN position;
+        DROP TABLE upload_chunks;
+    END IF;
+END $$;

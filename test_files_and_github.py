@@ -6,6 +6,7 @@ The helpers are those of test_main; here they ask a service of this module's own
 import asyncio
 import csv
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -142,7 +143,8 @@ def world() -> Iterator[None]:
         test_main.service = service = stack.enter_context(serving)
         test_main.admin, test_main.nobody = service.client(X_API_Key=KEYS[0]), service.client()
         yield
-    vars(test_main).update({name: value for name, value in before.items() if value is not None})
+    for name, value in before.items():
+        vars(test_main)[name] = value
     github.close()
     elsewhere.close()
 
@@ -757,6 +759,34 @@ def test_a_repeat_of_an_upload_with_its_key_is_imported_once() -> None:
     refused(test_main.admin.post("/upload/csv", content=body.replace(b"Once", b"Twice"), headers=headers), 422)
     assert again.headers["Location"] == first.headers["Location"]
     assert [task["title"] for task in tasks_of(project)] == ["Once"]
+
+
+def test_a_file_that_an_earlier_version_has_not_finished_is_to_be_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = (test_main.HERE / "schema.sql").read_text()
+    earlier = """
+        ALTER TABLE uploads ADD size bigint NOT NULL, ADD position bigint NOT NULL DEFAULT 0;
+        CREATE TABLE upload_chunks (upload_id bigint, number integer, content bytea);
+        INSERT INTO users (username, role, inbox_id) VALUES ('service', 'admin', 1);
+        INSERT INTO uploads (filename, state, size, rows_total, created_by)
+        SELECT 'a.csv', 'running', 9, 9, id FROM users;
+    """
+    with test_main.new_database() as url:
+        test_main.run_sql(url, schema, earlier)
+        with test_main.serve(DATABASE_URL=url) as own:
+            monkeypatch.setattr(test_main, "admin", own.client(X_API_Key=KEYS[0]))
+            (left,) = ok(test_main.admin.get("/uploads/"))
+            assert (left["state"], left["error"]) == ("failed", "The service was renewed; send the file again.")
+            assert counts(imported("project_id,title\n999,T\n")) == ("done", 1, 1, 0, 1)
+
+
+def test_a_password_cannot_be_guessed_from_what_is_kept_of_a_body() -> None:
+    body = json.dumps({"username": test_main.new_name(), "password": test_main.PASSWORD}).encode()
+    headers = {"Idempotency-Key": "once", "Content-Type": "application/json"}
+    for _ in range(2):
+        ok(test_main.nobody.post("/auth/register", content=body, headers=headers), 201)
+    ((kept,),) = sql("SELECT request_hash FROM idempotent_answers WHERE key = 'once'")
+    assert len(kept) == 32
+    assert kept != hashlib.sha256(body).digest()
 
 
 # ------------------------------------------------------------------------------------------ CSV out

@@ -646,6 +646,8 @@ def test_a_method_that_a_path_has_not_is_a_405_with_all_that_it_has() -> None:
                 assert allow - {"OPTIONS"} == has, f"{method} {path}"
                 if answer.status_code == 405 and method != "HEAD":
                     refused(answer, 405)
+    assert refused(admin.post("/static-offline-docs/swagger-ui.css"), 405)
+    assert admin.post("/static-offline-docs/swagger-ui.css").headers["Allow"] == "GET, HEAD"
 
 
 # ------------------------------------------------------------------------------------------ resources

@@ -40,6 +40,7 @@ STALL_SECONDS = max(main.HEADER_SECONDS, main.BODY_STALL_SECONDS) + 3
 HURRIED = """
 import main
 main.HEADER_SECONDS, main.BODY_STALL_SECONDS, main.SLOWEST_BYTES_PER_SECOND = 1.0, 1.0, 32 * 1024 * 1024
+main.HASH_SECONDS = 0.2
 main.main()
 """
 AWAY = "postgresql://nobody@127.0.0.1:9/nothing"
@@ -72,7 +73,8 @@ def world() -> Iterator[None]:
         yield
         for staller in stallers:
             staller.wire.close()
-    vars(test_main).update({name: value for name, value in before.items() if value is not None})
+    for name, value in before.items():
+        vars(test_main)[name] = value
 
 
 # ------------------------------------------------------------------------------------------ on the wire
@@ -1126,6 +1128,13 @@ def test_a_body_that_trickles_ends_as_one_that_stalls_does(hurried: Service) -> 
 
 
 # ------------------------------------------------------------------------------------------ floods
+
+
+def test_whoever_signs_in_waits_for_a_turn_in_bounded_time(hurried: Service) -> None:
+    answers = at_once(*[partial(test_main.sign_in, f"crowd-{n}", at=hurried) for n in range(40)])
+    assert set(test_main.statuses(answers)) == {401, 503}
+    for answer in answers:
+        test_main.refused(answer, answer.status_code)
 
 
 def livez_while(act: Callable[[], object]) -> float:

@@ -43,7 +43,7 @@ LONGEST_RUN_SECONDS = 1800  # of one seed and caller, on a busy machine
 
 @pytest.fixture(scope="module", autouse=True)
 def postgres() -> Iterator[None]:
-    if hasattr(test_main, "postgres_url"):
+    if getattr(test_main, "postgres_url", None):
         yield
     else:
         with some_postgres() as (test_main.postgres_url, _):
