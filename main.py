@@ -29,15 +29,13 @@ import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cache, cached_property
 from importlib.util import find_spec
-from operator import itemgetter
+from itertools import chain
 from pathlib import Path as FilePath
-from types import TracebackType
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, NoReturn, Self, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -47,30 +45,18 @@ import httpx
 import jwt
 import uvicorn
 from databases import Database
-from databases.core import Connection as HeldConnection
 from fastapi import APIRouter, FastAPI, Form, Path, Query, Request, Response, UploadFile
 from fastapi._compat import ModelField
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from fastapi.params import Form as FormParameter
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
@@ -251,35 +237,21 @@ service = Service()
 service.accept_keys(settings.api_key)
 
 
-class connection:
-    """`async with connection() as db`: one connection of the pool, waited for in bounded time."""
-
-    held: HeldConnection
-    db: Db
-
-    async def __aenter__(self) -> Db:
-        if service.slots.locked():
-            async with asyncio.timeout(SLOT_SECONDS):
-                await service.slots.acquire()
-        else:
-            await service.slots.acquire()
-        try:
-            self.held = await service.database.connection().__aenter__()
-        except BaseException:
-            service.slots.release()
-            raise
-        self.db = self.held.raw_connection
-        return self.db
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if isinstance(error, (*HANGING, asyncpg.ReadOnlySQLTransactionError)):
-                self.db.terminate()  # a release would wait for a server that hangs; one that became a standby is no use
-            await self.held.__aexit__(kind, error, trace)
-        finally:
-            service.slots.release()
+@asynccontextmanager
+async def connection() -> AsyncIterator[Db]:
+    """One connection of the pool, waited for in bounded time."""
+    async with asyncio.timeout(SLOT_SECONDS) if service.slots.locked() else nullcontext():
+        await service.slots.acquire()
+    try:
+        async with service.database.connection() as held:
+            db: Db = held.raw_connection
+            try:
+                yield db
+            except (*HANGING, asyncpg.ReadOnlySQLTransactionError):
+                db.terminate()  # a release would wait for a server that hangs; one that became a standby is no use
+                raise
+    finally:
+        service.slots.release()
 
 
 @asynccontextmanager
@@ -331,29 +303,20 @@ async def boot() -> None:
         is_new = await db.fetchval("SELECT to_regclass('secrets') IS NULL")
         if is_new or digest != await db.fetchval("SELECT value FROM secrets WHERE name = 'schema'"):
             await db.execute(SCHEMA, timeout=BOOT_SECONDS)
-            await db.execute(
-                """
+            sql = """
                 INSERT INTO secrets (name, value) VALUES ('schema', $1)
                 ON CONFLICT (name) DO UPDATE SET value = excluded.value
-                """,
-                digest,
-            )
+            """
+            await db.execute(sql, digest)
         admins: dict[str, str | None] = {"service": None}
         if settings.admin_username and settings.admin_password:
             if len(settings.admin_password) < 8:
                 log.warning("ADMIN_PASSWORD has fewer than 8 characters")
-            admins[settings.admin_username] = await hash_password(settings.admin_password)
+            admins[settings.admin_username] = await in_turn(hasher.hash, settings.admin_password)
         for username, password_hash in admins.items():
             account = {"username": username, "email": None, "role": "admin", "password_hash": password_hash}
-            await db.execute(*bind(NEW_USER, account))
-            await db.execute(
-                """
-                UPDATE users SET role = 'admin', is_active = true, password_hash = $2
-                WHERE lower(username) = lower($1)
-                """,
-                username,
-                password_hash,
-            )
+            if await db.execute(*bind(RENEW_ADMIN, account)) == "UPDATE 0":
+                await db.execute(*bind(NEW_USER, account))
         service_id: int = await db.fetchval("SELECT id FROM users WHERE username = 'service'")
         api_key = settings.api_key or await agree_on_secret(db, "api_key")
         service.jwt_secret = settings.jwt_secret_key or await agree_on_secret(db, "jwt_secret")
@@ -365,13 +328,9 @@ async def boot() -> None:
 
 async def agree_on_secret(db: Db, name: str) -> str:
     """A random value, the same for all workers and after every restart."""
-    await db.execute(
-        "INSERT INTO secrets (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
-        name,
-        secrets.token_urlsafe(32),
-    )
-    value: str = await db.fetchval("SELECT value FROM secrets WHERE name = $1", name)
-    return value
+    insert = "INSERT INTO secrets (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING"
+    await db.execute(insert, name, secrets.token_urlsafe(32))
+    return str(await db.fetchval("SELECT value FROM secrets WHERE name = $1", name))
 
 
 async def boot_until_it_works() -> None:
@@ -518,8 +477,6 @@ def explain(error: Exception, scope: Scope) -> Problem:
             return Problem(404, "There is nothing at this path; /docs describes what there is.")
         case HTTPException(status_code=405):
             return Problem(405, "This path does not have that method.", Allow=allowed_methods(scope))
-        case HTTPException(status_code=413):
-            return too_large()
         case ClientDisconnect():
             return Problem(408, "The body did not come to its end.", Connection="close")  # nobody is there to read it
         case HTTPException(status_code=400):
@@ -529,7 +486,7 @@ def explain(error: Exception, scope: Scope) -> Problem:
         case asyncpg.IntegrityConstraintViolationError(constraint_name=str(rule)) if rule in BROKEN_RULES:
             status, detail = BROKEN_RULES[rule]
             return invalid("body", "assigned_to", msg=detail) if status == 400 else Problem(status, detail)
-        case _ if is_outage(error):
+        case _ if is_outage(error) or (service.key_holder is None and isinstance(error, asyncpg.PostgresError)):
             log.warning("[%s] Database: %s", request_id.get(), type(error).__name__)
             return unavailable()
         case _:
@@ -564,8 +521,7 @@ def allowed_methods(scope: Scope) -> str:
 # ------------------------------------------------------------------------------------------ who is calling
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     id: int
     is_admin: bool
 
@@ -610,13 +566,11 @@ def make_token(user_id: int, kind: str, lifetime: timedelta) -> str:
 
 def read_token(token: bytes | str, kind: str) -> int:
     """The id of the user to whom we gave this token; the algorithm is ours to say, not the token's."""
-    try:
+    with suppress(jwt.InvalidTokenError, ValueError):
         required: jwt.types.Options = {"require": ["exp", "sub", "kind"]}
         claims = jwt.decode(token, service.jwt_secret, algorithms=["HS256"], options=required)
         if claims["kind"] == kind and 0 < (user_id := int(claims["sub"])) <= INT8_MAX:
             return user_id
-    except (jwt.InvalidTokenError, ValueError):
-        pass
     raise unauthorized(REFUSED)
 
 
@@ -635,9 +589,7 @@ class ApiRoute(APIRoute):
         self.path_regex = re.compile(self.path_regex.pattern.replace("/$", "$"))
         self.shape = shape(path.removesuffix("/"))
         if not isinstance(getattr(self.body_field, "field_info", None), FormParameter):
-            self.app = (
-                self.answer if self.body_field is None else RequestBodyLimitMiddleware(self.answer, MAX_BODY_BYTES)
-            )
+            self.app = self.answer
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         return super().matches(scope) if self.shape == scope["shape"] else (Match.NONE, {})  # the quick answer first
@@ -651,7 +603,7 @@ class ApiRoute(APIRoute):
             raise Problem(403, FORBIDDEN)
         if self.body_field is not None:
             self.require_readable_body(headers)
-            receive = in_time(receive, (self.max_body_size or 0) / SLOWEST_BYTES_PER_SECOND)
+            receive = in_bounds(receive, self.max_body_size or 0)
         await super().handle(scope, receive, send)
 
     def require_readable_body(self, headers: Mapping[bytes, bytes]) -> None:
@@ -700,19 +652,25 @@ class ApiRoute(APIRoute):
         await response(scope, receive, send)
 
 
-def in_time(receive: Receive, seconds: float) -> Receive:
-    """The same, but a body that stalls, or trickles for longer than that, ends as a 408."""
+def in_bounds(receive: Receive, max_bytes: int) -> Receive:
+    """The same, but a body that stalls or trickles ends as a 408, and one that is too large as a 413."""
     clock = asyncio.get_running_loop().time
-    end = clock() + max(seconds, BODY_STALL_SECONDS)
+    end = clock() + max(max_bytes / SLOWEST_BYTES_PER_SECOND, BODY_STALL_SECONDS)
+    received_bytes = 0
 
-    async def receive_in_time() -> Message:
+    async def receive_in_bounds() -> Message:
+        nonlocal received_bytes
         try:
             async with asyncio.timeout_at(min(end, clock() + BODY_STALL_SECONDS)):
-                return await receive()
+                message = await receive()
         except TimeoutError:
             raise Problem(408, "The body did not come in time.", Connection="close") from None
+        received_bytes += len(message.get("body", b""))
+        if received_bytes > max_bytes:
+            raise too_large()
+        return message
 
-    return receive_in_time
+    return receive_in_bounds
 
 
 def shape(path: str) -> tuple[int, str]:
@@ -770,10 +728,7 @@ class ApiRequest(Request):
         return QueryParams(self.query)
 
     async def json(self) -> Any:
-        try:
-            content = await self.body()
-        except HTTPException as error:
-            raise explain(error, self.scope) from None  # here, where the limiter cannot answer in plain text
+        content = await self.body()
         if not content:
             raise invalid("body", msg="A body is required.", type="missing")
         try:
@@ -824,6 +779,12 @@ def settled(row: Row | None) -> Row:
             raise Problem(412, CHANGED, ETag=f'"{version}"')
         raise Problem(404, NOT_FOUND)
     return row
+
+
+async def answer_row(request: ApiRequest, sql: str, **values: Any) -> Response:
+    """Run a statement of one row, and show the row, or 204 where it has nothing to show."""
+    row = settled(await request.fetch_row(sql, **values))
+    return show(request, row) if "body" in row else Response(status_code=204)
 
 
 def show(request: ApiRequest, row: Row, status: int = 200, location: str | None = None) -> Response:
@@ -932,36 +893,28 @@ def read_claim(request: ApiRequest, body: bytes) -> dict[str, Any] | None:
 
 async def keep_answer(db: Db, claim: dict[str, Any], answer: Response) -> None:
     kept = {name: answer.headers[name] for name in ("Location", "ETag") if name in answer.headers}
-    await db.execute(
-        *bind(
-            """
-            WITH forgotten AS (
-                DELETE FROM idempotent_answers WHERE created_at < now() - interval '25 hours'
-            )
-            INSERT INTO idempotent_answers (caller_id, endpoint, key, request_hash, headers, body)
-            VALUES (:caller_id, :endpoint, :key, :request_hash, CAST(:headers AS jsonb), :body)
-            ON CONFLICT (caller_id, endpoint, key) DO UPDATE
-            SET request_hash = excluded.request_hash, headers = excluded.headers, body = excluded.body,
-                created_at = now()
-            """,
-            claim | {"headers": json.dumps(kept), "body": bytes(answer.body).decode()},
+    sql = """
+        WITH forgotten AS (
+            DELETE FROM idempotent_answers WHERE created_at < now() - interval '25 hours'
         )
-    )
+        INSERT INTO idempotent_answers (caller_id, endpoint, key, request_hash, headers, body)
+        VALUES (:caller_id, :endpoint, :key, :request_hash, CAST(:headers AS jsonb), :body)
+        ON CONFLICT (caller_id, endpoint, key) DO UPDATE
+        SET request_hash = excluded.request_hash, headers = excluded.headers, body = excluded.body,
+            created_at = now()
+    """
+    await db.execute(*bind(sql, claim | {"headers": json.dumps(kept), "body": bytes(answer.body).decode()}))
 
 
 async def repeat_answer(db: Db, claim: dict[str, Any], success: int) -> Response | None:
     """The answer that was given to the first request with this key, if there was one."""
-    first = await db.fetchrow(
-        *bind(
-            """
-            SELECT headers, body, request_hash = :request_hash AS is_repeat
-            FROM idempotent_answers
-            WHERE caller_id = :caller_id AND endpoint = :endpoint AND key = :key
-              AND created_at > now() - interval '24 hours'
-            """,
-            claim,
-        )
-    )
+    sql = """
+        SELECT headers, body, request_hash = :request_hash AS is_repeat
+        FROM idempotent_answers
+        WHERE caller_id = :caller_id AND endpoint = :endpoint AND key = :key
+          AND created_at > now() - interval '24 hours'
+    """
+    first = await db.fetchrow(*bind(sql, claim))
     if first is None:
         return None
     if not first["is_repeat"]:
@@ -1001,10 +954,8 @@ def read_flag(text: object) -> object:
 def read_date(text: object) -> object:
     """YYYY-MM-DD alone: no timestamp, no week date."""
     if isinstance(text, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
-        try:
+        with suppress(ValueError):
             return date.fromisoformat(text)
-        except ValueError:
-            pass
     raise PydanticCustomError("date_parsing", "Should be a date that exists, as YYYY-MM-DD.")
 
 
@@ -1044,12 +995,20 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
+def example(**fields: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [fields], "minProperties": 1})
+
+
 class Change(Body):
     @model_validator(mode="after")
     def name_a_field(self) -> Self:
         if not self.model_fields_set:
             raise PydanticCustomError("missing", "Name at least one field.")
         return self
+
+    def as_values(self) -> dict[str, Any]:
+        """For SQL: each field, and in `changes` the names of those that were sent."""
+        return vars(self) | {"changes": list(self.model_fields_set)}
 
 
 # ------------------------------------------------------------------------------------------ lists
@@ -1061,9 +1020,7 @@ class Page(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     limit: Annotated[int, Field(ge=1, le=500, description="Rows at most."), BeforeValidator(read_whole)] = 100
-    cursor: Annotated[str | None, Field(max_length=100, description="From the `Link` header of the page before.")] = (
-        None
-    )
+    cursor: Annotated[str | None, Field(max_length=100, description="From the `Link` of the page before.")] = None
     offset: Annotated[QueryId | None, Field(description="Rows to skip; not together with `cursor`.")] = None
     count: Annotated[QueryFlag, Field(description="Say in `X-Total-Count` how many there are in all.")] = False
 
@@ -1167,29 +1124,22 @@ HASH_SECONDS = 8.0  # to wait for a turn
 HASH_OF_NOBODY = hasher.hash(secrets.token_hex())
 
 
-@asynccontextmanager
-async def turn_to_hash() -> AsyncIterator[None]:
+async def in_turn(hash_or_verify: Callable[..., Any], *texts: str) -> Any:
     try:
         async with asyncio.timeout(HASH_SECONDS):
             await hashing.acquire()
     except TimeoutError:
         raise Problem(503, "Too many people are signing in; try again.", Retry_After="2") from None
     try:
-        yield
+        return await asyncio.to_thread(hash_or_verify, *texts)
     finally:
         hashing.release()
-
-
-async def hash_password(password: str) -> str:
-    async with turn_to_hash():
-        return await asyncio.to_thread(hasher.hash, password)
 
 
 async def is_password(password: str, password_hash: str | None) -> bool:
     """The same work for a name without a password as for a wrong password."""
     try:
-        async with turn_to_hash():
-            await asyncio.to_thread(hasher.verify, password_hash or HASH_OF_NOBODY, password)
+        await in_turn(hasher.verify, password_hash or HASH_OF_NOBODY, password)
         return password_hash is not None
     except argon2.exceptions.VerifyMismatchError:
         return False
@@ -1231,7 +1181,7 @@ class User(BaseModel):
 
 
 class UserChange(Change):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"email": "ada.lovelace@example.org"}]})
+    model_config = example(email="ada.lovelace@example.org")
 
     email: Email | None = left_out()
     password: Password = left_out()
@@ -1246,7 +1196,6 @@ NEW_USER = """
     WITH users AS (
         INSERT INTO users (username, email, role, password_hash, inbox_id)
         VALUES (:username, :email, :role, :password_hash, nextval('inbox_ids'))
-        ON CONFLICT DO NOTHING
         RETURNING *
     ), inbox AS (
         INSERT INTO projects (id, name, created_by) SELECT inbox_id, 'Inbox', id FROM users
@@ -1255,32 +1204,50 @@ NEW_USER = """
     )
     SELECT users.id, {user} FROM users
 """
+RENEW_ADMIN = """
+    UPDATE users SET role = 'admin', is_active = true, password_hash = :password_hash
+    WHERE lower(username) = lower(:username)
+"""
 
 
-@api.post("/auth/register", status_code=201, response_model=User, tags=["sign-in"], openapi_extra=OPEN)
+FOR_NEWCOMERS = OPEN if settings.registration == "open" else FOR_ADMINS
+
+
+@api.post("/auth/register", status_code=201, response_model=User, tags=["sign-in"], openapi_extra=FOR_NEWCOMERS)
 async def register(request: ApiRequest, new: NewUser) -> Response:
     """Make an account, with an Inbox for its tasks. Where registration is closed, admins do it."""
-    if settings.registration == "closed" and not (await authenticate(dict(request.scope["headers"]))).is_admin:
-        raise Problem(403, FORBIDDEN)
-    account = new.model_dump() | {"role": "user", "password_hash": await hash_password(new.password)}
-    try:
-        return await create(request, "/users/", NEW_USER, **account)
-    except Problem as problem:
-        if problem.status_code != 404:
-            raise
-        raise Problem(409, TAKEN) from None
+    account = vars(new) | {"role": "user", "password_hash": await in_turn(hasher.hash, new.password)}
+    return await create(request, "/users/", NEW_USER, **account)
 
 
 @api.post("/auth/login", response_model=Tokens, tags=["sign-in"], openapi_extra=OPEN)
 async def sign_in(request: ApiRequest, credentials: Credentials) -> Response:
     """Tokens for a name and a password. `Authorization: Bearer` takes the access token."""
-    return await sign_in_as(request, credentials.username, credentials.password)
+    # Failures are counted in the database, where all workers see them, by name and by address. The
+    # count is looked at again with the verdict in hand, one sign-in of a name after the other, so that
+    # a thousand guesses at once learn no more than ten in a row.
+    address = request.client.host if request.client else ""
+    # cut, because a proxy may have copied it from the client
+    attempt = {"name": credentials.username.lower(), "address": address[:100]}
+    refuse_hammering(await fetch_row(COUNT_FAILURES, **attempt))
+    account = await fetch_row(
+        "SELECT id, password_hash FROM users WHERE lower(username) = :name AND is_active", name=attempt["name"]
+    )
+    is_right = await is_password(credentials.password, account["password_hash"] if account else None)
+    async with transaction() as db:
+        await db.execute(*bind("SELECT pg_advisory_xact_lock(hashtextextended('sign-in ' || :name, 0))", attempt))
+        refuse_hammering(await db.fetchrow(*bind(COUNT_FAILURES, attempt)))
+        if not is_right:
+            await db.execute(*bind(NOTE_FAILURE, attempt))
+    if account is None or not is_right:
+        raise unauthorized("The name or the password is wrong.")
+    return show_tokens(account["id"])
 
 
 @api.post("/auth/token", response_model=Tokens, tags=["sign-in"], openapi_extra=OPEN, max_body_size=64 * 1024)
 async def sign_in_by_form(request: ApiRequest, form: Annotated[CredentialsForm, Form()]) -> Response:
     """The same for an OAuth2 password form, as *Authorize* on this page sends it."""
-    return await sign_in_as(request, form.username, form.password)
+    return await sign_in(request, form)
 
 
 @api.post("/auth/refresh", response_model=Tokens, tags=["sign-in"], openapi_extra=OPEN)
@@ -1296,27 +1263,6 @@ async def refresh_tokens(request: ApiRequest, body: RefreshToken) -> Response:
 async def read_myself(request: ApiRequest) -> Response:
     """The user whose credentials these are; the API key is that of the user `service`."""
     return await read_user(request, request.caller.id)
-
-
-async def sign_in_as(request: ApiRequest, username: str, password: str) -> Response:
-    """Failures are counted in the database, where all workers see them, by name and by address. The
-    count is looked at again with the verdict in hand, one sign-in of a name after the other, so that
-    a thousand guesses at once learn no more than ten in a row."""
-    address = request.client.host if request.client else ""
-    attempt = {"name": username.lower(), "address": address[:100]}  # which a proxy may have copied from the client
-    refuse_hammering(await fetch_row(COUNT_FAILURES, **attempt))
-    account = await fetch_row(
-        "SELECT id, password_hash FROM users WHERE lower(username) = :name AND is_active", name=attempt["name"]
-    )
-    is_right = await is_password(password, account["password_hash"] if account else None)
-    async with transaction() as db:
-        await db.execute(*bind("SELECT pg_advisory_xact_lock(hashtextextended('sign-in ' || :name, 0))", attempt))
-        refuse_hammering(await db.fetchrow(*bind(COUNT_FAILURES, attempt)))
-        if not is_right:
-            await db.execute(*bind(NOTE_FAILURE, attempt))
-    if account is None or not is_right:
-        raise unauthorized("The name or the password is wrong.")
-    return show_tokens(account["id"])
 
 
 COUNT_FAILURES = """
@@ -1356,15 +1302,12 @@ async def list_users(request: ApiRequest, page: Annotated[Page, Query()]) -> Res
 @api.get("/users/{user_id}", response_model=User, tags=["users"])
 async def read_user(request: ApiRequest, user_id: PathId) -> Response:
     """One user. Admins, and oneself."""
-    row = await request.fetch_row(
-        """
+    sql = """
         SELECT :is_admin OR :caller_id = :user_id AS allowed, users.id, {user}
         FROM (VALUES (1)) always
         LEFT JOIN users ON users.id = :user_id AND (:is_admin OR users.id = :caller_id)
-        """,
-        user_id=user_id,
-    )
-    return show(request, settled(row))
+    """
+    return await answer_row(request, sql, user_id=user_id)
 
 
 @api.patch("/users/{user_id}", response_model=User, tags=["users"])
@@ -1373,9 +1316,9 @@ async def change_user(request: ApiRequest, user_id: PathId, change: UserChange) 
 
     People are disabled, never deleted: their tokens stop working at once. The user `service` stays as it is.
     """
-    values = vars(change) | {"password_hash": await hash_password(change.password) if change.password else None}
-    row = await request.fetch_row(
-        """
+    password_hash = await in_turn(hasher.hash, change.password) if change.password else None
+    service_id = service.key_holder.id if service.key_holder else 0
+    sql = """
         WITH wanted AS (
             SELECT CASE WHEN :user_id::bigint = :service_id::bigint
                         THEN :is_admin AND :changes::text[] <@ ARRAY['email']
@@ -1392,24 +1335,16 @@ async def change_user(request: ApiRequest, user_id: PathId, change: UserChange) 
             RETURNING users.*
         )
         SELECT wanted.allowed, users.id, {user} FROM wanted LEFT JOIN users ON true
-        """,
-        **values,
-        changes=list(change.model_fields_set),
-        user_id=user_id,
-        service_id=service.key_holder.id if service.key_holder else 0,
-    )
-    return show(request, settled(row))
+    """
+    values = change.as_values() | {"user_id": user_id, "service_id": service_id, "password_hash": password_hash}
+    return await answer_row(request, sql, **values)
 
 
 # ------------------------------------------------------------------------------------------ projects
 
 
 class ProjectChange(Change):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"name": "Relaunch of the website", "description": "New design, same content."}]
-        }
-    )
+    model_config = example(name="Relaunch of the website", description="New design, same content.")
 
     name: Name = left_out()
     description: Text | None = left_out()
@@ -1435,6 +1370,13 @@ FRAGMENTS["project"] = as_json(
 )
 FRAGMENTS["project_is_visible"] = """
     (:is_admin OR EXISTS (SELECT FROM viewers WHERE project_id = project.id AND user_id = :caller_id))"""
+# The project, for whoever sees it; may the caller change it; and whose Inbox is it?
+FRAGMENTS["found_project"] = """
+    SELECT project.id, project.version, :is_admin::boolean AS allowed,
+           (SELECT users.id FROM users WHERE users.inbox_id = project.id) AS inbox_of
+    FROM projects project
+    WHERE project.id = :project_id AND {project_is_visible}
+""".format_map(FRAGMENTS)
 SEE_PROJECT = """
     SELECT project.id, project.version, {project}
     FROM projects project
@@ -1445,10 +1387,7 @@ SEE_PROJECT = """
 @api.post("/projects/", status_code=201, response_model=Project, tags=["projects"])
 async def create_project(request: ApiRequest, new: NewProject) -> Response:
     """Make a project. Admins only."""
-    return await create(
-        request,
-        "/projects/",
-        """
+    sql = """
         WITH project AS (
             INSERT INTO projects (name, description, created_by)
             SELECT :name, :description, :caller_id WHERE :is_admin
@@ -1456,9 +1395,8 @@ async def create_project(request: ApiRequest, new: NewProject) -> Response:
         )
         SELECT :is_admin::boolean AS allowed, project.id, project.version, {project}
         FROM (VALUES (1)) always LEFT JOIN project ON true
-        """,
-        **vars(new),
-    )
+    """
+    return await create(request, "/projects/", sql, **vars(new))
 
 
 @api.get("/projects/", response_model=list[Project], tags=["projects"])
@@ -1474,7 +1412,7 @@ async def list_projects(request: ApiRequest, page: Annotated[Page, Query()]) -> 
 @api.get("/projects/{project_id}", response_model=Project, tags=["projects"])
 async def read_project(request: ApiRequest, project_id: PathId) -> Response:
     """One project. With `If-None-Match`, 304 while its `ETag` is the same."""
-    return show(request, settled(await request.fetch_row(SEE_PROJECT, project_id=project_id)))
+    return await answer_row(request, SEE_PROJECT, project_id=project_id)
 
 
 @api.put("/projects/{project_id}", response_model=Project, tags=["projects"])
@@ -1484,14 +1422,8 @@ async def change_project(request: ApiRequest, project_id: PathId, change: Projec
 
     With `If-Match`, only the version that you read. Admins only.
     """
-    row = await request.fetch_row(
-        """
-        WITH found AS (
-            SELECT project.id, project.version, :is_admin::boolean AS allowed
-            FROM projects project
-            WHERE project.id = :project_id AND {project_is_visible}
-            FOR NO KEY UPDATE OF project
-        ), project AS (
+    sql = """
+        WITH found AS ({found_project} FOR NO KEY UPDATE OF project), project AS (
             UPDATE projects SET
                 name = coalesce(:name, name),
                 description = CASE WHEN 'description' = ANY(:changes) THEN :description ELSE description END,
@@ -1504,40 +1436,25 @@ async def change_project(request: ApiRequest, project_id: PathId, change: Projec
         )
         SELECT found.allowed, found.version AS version_found, project.id, project.version, {project}
         FROM found LEFT JOIN project ON true
-        """,
-        **vars(change),
-        changes=list(change.model_fields_set),
-        project_id=project_id,
-        versions=request.expected_versions(),
-    )
-    return show(request, settled(row))
+    """
+    values = change.as_values() | {"project_id": project_id, "versions": request.expected_versions()}
+    return await answer_row(request, sql, **values)
 
 
 @api.delete("/projects/{project_id}", status_code=204, response_model=None, tags=["projects"])
 async def delete_project(request: ApiRequest, project_id: PathId) -> Response:
     """Delete a project with all its tasks. Admins only; an Inbox cannot be deleted."""
-    row = await request.fetch_row(
-        """
-        WITH found AS (
-            SELECT project.id, project.version, :is_admin::boolean AS allowed,
-                   EXISTS (SELECT FROM users WHERE inbox_id = project.id) AS is_inbox
-            FROM projects project
-            WHERE project.id = :project_id AND {project_is_visible}
-            FOR UPDATE OF project
-        ), project AS (
+    sql = """
+        WITH found AS ({found_project} FOR UPDATE OF project), project AS (
             DELETE FROM projects USING found
-            WHERE projects.id = found.id AND found.allowed AND NOT found.is_inbox
+            WHERE projects.id = found.id AND found.allowed AND found.inbox_of IS NULL
               AND (:versions::integer[] IS NULL OR found.version = ANY(:versions))
             RETURNING projects.id
         )
-        SELECT found.allowed, found.version AS version_found, found.is_inbox, project.id
+        SELECT found.allowed, found.version AS version_found, found.inbox_of IS NOT NULL AS is_inbox, project.id
         FROM found LEFT JOIN project ON true
-        """,
-        project_id=project_id,
-        versions=request.expected_versions(),
-    )
-    settled(row)
-    return Response(status_code=204)
+    """
+    return await answer_row(request, sql, project_id=project_id, versions=request.expected_versions())
 
 
 # ------------------------------------------------------------------------------------------ members
@@ -1567,13 +1484,8 @@ async def list_members(request: ApiRequest, project_id: PathId, page: Annotated[
 @api.put("/projects/{project_id}/members/{user_id}", response_model=Member, tags=["members"])
 async def add_member(request: ApiRequest, project_id: PathId, user_id: PathId) -> Response:
     """Make a user a member; one who is stays so. Admins only."""
-    row = await request.fetch_row(
-        """
-        WITH found AS (
-            SELECT project.id, :is_admin::boolean AS allowed
-            FROM projects project
-            WHERE project.id = :project_id AND {project_is_visible}
-        ), member AS (
+    sql = """
+        WITH found AS ({found_project}), member AS (
             INSERT INTO members (project_id, user_id)
             SELECT found.id, users.id FROM found JOIN users ON users.id = :user_id WHERE found.allowed
             ON CONFLICT (project_id, user_id) DO UPDATE SET added_at = members.added_at
@@ -1581,25 +1493,18 @@ async def add_member(request: ApiRequest, project_id: PathId, user_id: PathId) -
         )
         SELECT found.allowed, member.user_id AS id, {member}
         FROM found LEFT JOIN member ON true LEFT JOIN users ON users.id = member.user_id
-        """,
-        project_id=project_id,
-        user_id=user_id,
-    )
-    return show(request, settled(row))
+    """
+    return await answer_row(request, sql, project_id=project_id, user_id=user_id)
 
 
 @api.delete("/projects/{project_id}/members/{user_id}", status_code=204, response_model=None, tags=["members"])
 async def remove_member(request: ApiRequest, project_id: PathId, user_id: PathId) -> Response:
     """End a membership; the person's tasks in the project become unassigned. Admins only."""
-    row = await request.fetch_row(
-        """
+    sql = """
         WITH found AS (
-            SELECT project.id, :is_admin::boolean AS allowed,
-                   EXISTS (SELECT FROM users WHERE id = :user_id AND inbox_id = project.id) AS is_inbox
-            FROM projects project
-            WHERE project.id = :project_id AND {project_is_visible}
+            SELECT id, allowed, coalesce(inbox_of = :user_id, false) AS is_inbox FROM ({found_project}) AS project
         ), unassigned AS (
-            UPDATE tasks SET assigned_to = NULL, version = version + 1, updated_at = now()
+            UPDATE tasks SET assigned_to = NULL, version = tasks.version + 1, updated_at = now()
             FROM found
             WHERE project_id = found.id AND assigned_to = :user_id AND found.allowed AND NOT found.is_inbox
         ), member AS (
@@ -1609,12 +1514,8 @@ async def remove_member(request: ApiRequest, project_id: PathId, user_id: PathId
         )
         SELECT found.allowed, found.is_inbox, member.user_id AS id
         FROM found LEFT JOIN member ON true
-        """,
-        project_id=project_id,
-        user_id=user_id,
-    )
-    settled(row)
-    return Response(status_code=204)
+    """
+    return await answer_row(request, sql, project_id=project_id, user_id=user_id)
 
 
 # ------------------------------------------------------------------------------------------ repositories
@@ -1652,32 +1553,28 @@ async def find_repository(name: str | None) -> int | None:
     """The id of the repository, as GitHub knew it within the last hour, or longer ago while GitHub is unwell."""
     if name is None:
         return None
-    known = await fetch_row(
-        """
-        SELECT id, coalesce(fetched_at > now() - interval '1 hour', false) AS is_fresh, fetched_at IS NULL AS is_bare
-        FROM repositories WHERE lower(full_name) = lower(:name)
-        """,
-        name=name,
-    )
+    sql = """
+        SELECT id, fetched_at > now() - interval '1 hour' AS is_fresh
+        FROM repositories WHERE lower(full_name) = lower(:name) AND fetched_at IS NOT NULL
+    """
+    known = await fetch_row(sql, name=name)
     if known and known["is_fresh"]:
         return int(known["id"])
     try:
         found = await ask_github(name)
     except Problem as problem:
-        if known and not known["is_bare"] and problem.status_code in (502, 503, 504):
+        if known and problem.status_code in (502, 503, 504):
             return int(known["id"])
         raise
-    row = await fetch_row(
-        """
+    sql = """
         INSERT INTO repositories (full_name, stars, description, fetched_at)
         VALUES (:full_name, :stargazers_count, :description, now())
         ON CONFLICT (lower(full_name)) DO UPDATE
         SET full_name = excluded.full_name, stars = excluded.stars, description = excluded.description,
             fetched_at = excluded.fetched_at
         RETURNING id
-        """,
-        **vars(found),
-    )
+    """
+    row = await fetch_row(sql, **vars(found))
     return int(row["id"]) if row else None
 
 
@@ -1724,11 +1621,9 @@ def read_github(answer: httpx.Response, body: bytes) -> GitHubRepository:
             wait = reset - int(time.time())
         seconds = min(max(60 if wait is None else wait, 1), 3600)
         raise Problem(503, "GitHub's rate limit is spent; nothing is stored.", Retry_After=str(seconds))
-    try:
-        if answer.status_code == 200:
+    if answer.status_code == 200:
+        with suppress(ValidationError):
             return GitHubRepository.model_validate_json(body)
-    except ValidationError:
-        pass
     log.warning("[%s] GitHub: status %s", request_id.get(), answer.status_code)
     raise Problem(502, GITHUB_UNWELL)
 
@@ -1740,7 +1635,7 @@ Priority = Annotated[int, Field(ge=INT4_MIN, le=INT4_MAX, description="Higher is
 
 
 class TaskChange(Change):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "in_progress", "priority": 7}]})
+    model_config = example(status="in_progress", priority=7)
 
     title: Name = left_out()
     description: Text | None = left_out()
@@ -1759,13 +1654,7 @@ class TaskChange(Change):
 
 
 class NewTask(TaskChange):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"title": "Write the announcement", "description": "One page.", "priority": 5, "due_date": "2027-01-15"}
-            ]
-        }
-    )
+    model_config = example(title="Write the announcement", description="One page.", priority=5, due_date="2027-01-15")
 
     title: Name
 
@@ -1819,10 +1708,7 @@ IN_PROJECT = """
     WHERE task.project_id = :project_id
       AND (:is_admin OR EXISTS (SELECT FROM viewers WHERE project_id = :project_id AND user_id = :caller_id))
 """
-EVERYWHERE = """
-    FROM {tasks}
-    WHERE :is_admin
-"""
+EVERYWHERE = "FROM {tasks} WHERE :is_admin"
 IN_VISIBLE_PROJECTS = """
     FROM {tasks}
     WHERE task.project_id = ANY(ARRAY(SELECT project_id FROM viewers WHERE user_id = :caller_id))
@@ -1940,15 +1826,8 @@ async def create_task(request: ApiRequest, new: NewTaskAnywhere) -> Response:
 @api.get("/tasks/{task_id}", response_model=Task, tags=["tasks"])
 async def read_task(request: ApiRequest, task_id: PathId) -> Response:
     """One task. With `If-None-Match`, 304 while its `ETag` is the same."""
-    row = await request.fetch_row(
-        """
-        SELECT task.id, task.version, {task}
-        FROM {tasks}
-        WHERE task.id = :task_id AND {task_is_visible}
-        """,
-        task_id=task_id,
-    )
-    return show(request, settled(row))
+    sql = "SELECT task.id, task.version, {task} FROM {tasks} WHERE task.id = :task_id AND {task_is_visible}"
+    return await answer_row(request, sql, task_id=task_id)
 
 
 # The task to be changed, locked; and may the caller make these changes?
@@ -1972,11 +1851,10 @@ async def change_task(request: ApiRequest, task_id: PathId, change: TaskChange) 
     With `If-Match`, only the version that you read. For the task's creator and assignee, and for
     admins, who alone may change `assigned_to`.
     """
+    values = change.as_values() | {"task_id": task_id, "versions": request.expected_versions()}
     if change.repository is not None:  # no errand to GitHub for whoever may not change the task
-        may = "SELECT id, allowed FROM ({found_task}) AS found"
-        settled(await request.fetch_row(may, task_id=task_id, changes=list(change.model_fields_set)))
-    row = await request.fetch_row(
-        """
+        settled(await request.fetch_row("SELECT id, allowed FROM ({found_task}) AS found", **values))
+    sql = """
         WITH found AS ({found_task}), task AS (
             UPDATE tasks SET
                 title = coalesce(:title, title),
@@ -2002,21 +1880,14 @@ async def change_task(request: ApiRequest, task_id: PathId, change: TaskChange) 
         FROM found
         LEFT JOIN task ON true
         LEFT JOIN repositories repository ON repository.id = task.repository_id
-        """,
-        **vars(change),
-        repository_id=await find_repository(change.repository),
-        changes=list(change.model_fields_set),
-        task_id=task_id,
-        versions=request.expected_versions(),
-    )
-    return show(request, settled(row))
+    """
+    return await answer_row(request, sql, **values, repository_id=await find_repository(change.repository))
 
 
 @api.delete("/tasks/{task_id}", status_code=204, response_model=None, tags=["tasks"])
 async def delete_task(request: ApiRequest, task_id: PathId) -> Response:
     """Delete a task. For its creator and assignee, and for admins."""
-    row = await request.fetch_row(
-        """
+    sql = """
         WITH found AS ({found_task}), task AS (
             DELETE FROM tasks USING found
             WHERE tasks.project_id = found.project_id AND tasks.id = found.id AND found.allowed
@@ -2025,13 +1896,8 @@ async def delete_task(request: ApiRequest, task_id: PathId) -> Response:
         )
         SELECT found.allowed, found.version AS version_found, task.id
         FROM found LEFT JOIN task ON true
-        """,
-        changes=[],
-        task_id=task_id,
-        versions=request.expected_versions(),
-    )
-    settled(row)
-    return Response(status_code=204)
+    """
+    return await answer_row(request, sql, changes=[], task_id=task_id, versions=request.expected_versions())
 
 
 # ------------------------------------------------------------------------------------------ CSV files
@@ -2039,7 +1905,7 @@ async def delete_task(request: ApiRequest, task_id: PathId) -> Response:
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_ROW_BYTES = 128 * 1024
 ROWS_AT_A_TIME = 20  # between two looks at other requests
-ROWS_OF_A_TURN = 1000  # imported in one transaction; then it is the turn of another file
+ROWS_OF_A_TURN, BYTES_OF_A_TURN = 1000, 4 * 1024 * 1024  # of one transaction; then it is another file's turn
 COLUMNS = ("project_id", "title", "description", "status", "assigned_to", "priority", "due_date", "repository")
 
 
@@ -2085,30 +1951,24 @@ async def upload_csv(request: ApiRequest, file: UploadFile) -> Response:
 
     async def store(db: Db) -> dict[str, Any]:
         upload_id = await db.fetchval("SELECT nextval(pg_get_serial_sequence('uploads', 'id'))")
-        rows_total, records = 0, read_records(file.file)
+        records = read_records(file.file)
 
         async def rows() -> AsyncIterator[tuple[int, int, list[str], str | None]]:
-            nonlocal rows_total
-            for line, cells, error in records:
-                rows_total += 1
+            for number, (line, cells, error) in enumerate(records):
                 yield upload_id, line, cells, error
-                if rows_total % ROWS_AT_A_TIME == 0:
+                if error or number % ROWS_AT_A_TIME == 0:
                     await asyncio.sleep(0)
 
-        stored: dict[str, Any] = {"upload_id": upload_id, "columns": None, "error": None, "rows_total": 0}
-        try:
-            stored["columns"] = read_header(records)
-        except UnreadableFile as reason:
-            return stored | {"error": str(reason)}
+        columns = read_header(records)
+        if isinstance(columns, str):
+            return {"upload_id": upload_id, "columns": None, "rows_total": 0, "error": columns}
         await db.execute("SET LOCAL statement_timeout = 0")
         names = ["upload_id", "line", "cells", "error"]
-        await db.copy_records_to_table("upload_rows", records=rows(), columns=names, timeout=60)
-        return stored | {"rows_total": rows_total}
+        copied = await db.copy_records_to_table("upload_rows", records=rows(), columns=names, timeout=60)
+        rows_total = int(copied.removeprefix("COPY "))
+        return {"upload_id": upload_id, "columns": columns, "rows_total": rows_total, "error": None}
 
-    answer = await create(
-        request,
-        "/uploads/",
-        """
+    sql = """
         WITH upload AS (
             INSERT INTO uploads (id, filename, columns, rows_total, error, state, finished_at, created_by)
             SELECT :upload_id::bigint, :filename, :columns::text[], :rows_total, :error::text,
@@ -2118,7 +1978,11 @@ async def upload_csv(request: ApiRequest, file: UploadFile) -> Response:
             RETURNING *
         )
         SELECT upload.id, {upload} FROM upload
-        """,
+    """
+    answer = await create(
+        request,
+        "/uploads/",
+        sql,
         store=store,
         success=202,
         digest=digest.digest(),
@@ -2139,7 +2003,7 @@ async def list_uploads(request: ApiRequest, page: Annotated[Page, Query()]) -> R
 async def read_upload(request: ApiRequest, upload_id: PathId) -> Response:
     """How far an upload has come. Admins only."""
     sql = "SELECT upload.id, {upload} FROM uploads upload WHERE upload.id = :upload_id AND :is_admin"
-    return show(request, settled(await request.fetch_row(sql, upload_id=upload_id)))
+    return await answer_row(request, sql, upload_id=upload_id)
 
 
 @api.get("/upload/errors", status_code=200, response_class=CsvFile, tags=["CSV"], openapi_extra=FOR_ADMINS)
@@ -2204,10 +2068,6 @@ class TaskRow(NewTask):
     assigned_to: Annotated[Id | None, BeforeValidator(read_whole)] = left_out()
 
 
-class UnreadableFile(Exception):
-    """A sentence for whoever uploaded the file."""
-
-
 def read_records(file: BinaryIO) -> Iterator[tuple[int, list[str], str | None]]:
     """Each record of a CSV file, with the line where it begins and, where it is none, why. Blank lines are none."""
     file.seek(0)
@@ -2244,41 +2104,36 @@ def read_records(file: BinaryIO) -> Iterator[tuple[int, list[str], str | None]]:
         yield first, [text], f"This is no row: {why}."
 
 
-def read_header(records: Iterator[tuple[int, list[str], str | None]]) -> list[str]:
+def read_header(records: Iterator[tuple[int, list[str], str | None]]) -> list[str] | str:
+    """The columns, or what is wrong with the first line."""
     _, cells, error = next(records, (0, [], "empty"))
     if not cells:
-        raise UnreadableFile("The file is empty; its first line should name the columns.")
+        return "The file is empty; its first line should name the columns."
     columns = [cell.strip().lower() for cell in cells]
     if error or not set(columns) & set(COLUMNS):
-        names = ",".join(COLUMNS)
-        raise UnreadableFile(f"The first line should name the columns, in UTF-8 and separated by commas: {names}.")
+        return f"The first line should name the columns, in UTF-8 and separated by commas: {','.join(COLUMNS)}."
     if unknown := [sane(column) for column in columns if column not in COLUMNS]:
-        raise UnreadableFile(f"There is no column {unknown[0]}; the columns are {', '.join(COLUMNS)}.")
+        return f"There is no column {unknown[0]}; the columns are {', '.join(COLUMNS)}."
     if doubled := [column for column in columns if columns.count(column) > 1]:
-        raise UnreadableFile(f"The column {doubled[0]} stands twice.")
+        return f"The column {doubled[0]} stands twice."
     if missing := [column for column in COLUMNS[:2] if column not in columns]:
-        raise UnreadableFile(f"The column {missing[0]} is missing.")
+        return f"The column {missing[0]} is missing."
     return columns
 
 
 async def import_uploads() -> None:
     """Import whatever has been uploaded, some rows at a time, the longest waiting file first, for ever."""
     while True:
-        is_busy = False
         try:
-            if service.key_holder is not None:
-                is_busy = await import_some()
+            if service.key_holder is not None and await import_some():
+                await asyncio.sleep(0.002)
+                continue
         except Exception as error:
             log.warning("Import: %s; trying again", type(error).__name__, exc_info=None if is_outage(error) else error)
-        if is_busy:
-            await asyncio.sleep(0.002)
-        else:
-            service.uploaded.clear()
-            try:
-                async with asyncio.timeout(1):  # another worker's upload rings no bell here
-                    await service.uploaded.wait()
-            except TimeoutError:
-                pass
+        service.uploaded.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):  # another worker's upload rings no bell here
+                await service.uploaded.wait()
 
 
 async def import_some() -> bool:
@@ -2290,45 +2145,38 @@ async def import_some() -> bool:
     upload = None
     try:
         async with transaction() as db:
-            upload = await db.fetchrow(
-                """
+            sql = """
                 SELECT id, columns, line, created_by FROM uploads
                 WHERE state IN ('queued', 'running')
                 ORDER BY touched_at LIMIT 1 FOR UPDATE SKIP LOCKED
-                """
-            )
+            """
+            upload = await db.fetchrow(sql)
             if upload:
                 await import_rows(db, upload)
     except Exception as error:
         if upload is None or is_outage(error):
             raise
         log.error("Upload %s", upload["id"], exc_info=error)  # a bug of ours, which a repetition would not heal
-        await fetch_row(
-            """
+        sql = """
             WITH gone AS (DELETE FROM upload_rows WHERE upload_id = :id)
             UPDATE uploads SET state = 'failed', error = :error, finished_at = now() WHERE id = :id
-            """,
-            id=upload["id"],
-            error="Something went wrong on our side; our log has it.",
-        )
+        """
+        await fetch_row(sql, id=upload["id"], error="Something went wrong on our side; our log has it.")
     return upload is not None
 
 
 async def import_rows(db: Db, upload: Row) -> None:
-    rows = await db.fetch(
-        """
+    sql = """
         DELETE FROM upload_rows
         WHERE upload_id = $1 AND line > $2 -- or it would wade through what has been deleted before
           AND line <= (SELECT max(line) FROM (
-              SELECT line FROM upload_rows WHERE upload_id = $1 AND line > $2 ORDER BY line LIMIT $3
-          ) AS next)
+              SELECT line, sum(pg_column_size(cells)) OVER (ORDER BY line) AS bytes FROM upload_rows
+              WHERE upload_id = $1 AND line > $2 ORDER BY line LIMIT $3
+          ) AS next WHERE bytes <= $4)
         RETURNING line, cells, error
-        """,
-        upload["id"],
-        upload["line"],
-        ROWS_OF_A_TURN,
-    )
-    rows.sort(key=itemgetter("line"))
+    """
+    rows = await db.fetch(sql, upload["id"], upload["line"], ROWS_OF_A_TURN, BYTES_OF_A_TURN)
+    rows.sort(key=lambda row: int(row["line"]))
     tasks: dict[int, TaskRow] = {}
     errors: dict[int, str] = {}
     for number, row in enumerate(rows):
@@ -2343,21 +2191,16 @@ async def import_rows(db: Db, upload: Row) -> None:
         errors |= await add_tasks(db, tasks, upload["created_by"])
     wrong = [(upload["id"], row["line"], row["cells"], errors[row["line"]]) for row in rows if row["line"] in errors]
     await db.copy_records_to_table("upload_errors", records=wrong, columns=["upload_id", "line", "cells", "error"])
-    await db.execute(
-        """
+    sql = """
         UPDATE uploads SET
-            line = $5, rows_done = rows_done + $2,
+            line = $4, rows_done = rows_done + $2,
             rows_inserted = rows_inserted + $2 - $3, rows_rejected = rows_rejected + $3,
-            state = CASE WHEN $4 THEN 'done' ELSE 'running' END, touched_at = clock_timestamp(),
-            finished_at = CASE WHEN $4 THEN clock_timestamp() END
+            state = CASE WHEN rows_done + $2 = rows_total THEN 'done' ELSE 'running' END,
+            touched_at = clock_timestamp(),
+            finished_at = CASE WHEN rows_done + $2 = rows_total THEN clock_timestamp() END
         WHERE id = $1
-        """,
-        upload["id"],
-        len(rows),
-        len(wrong),
-        len(rows) < ROWS_OF_A_TURN,
-        rows[-1]["line"] if rows else upload["line"],
-    )
+    """
+    await db.execute(sql, upload["id"], len(rows), len(wrong), rows[-1]["line"] if rows else upload["line"])
 
 
 def judge(columns: list[str], cells: list[str]) -> TaskRow | str:
@@ -2379,17 +2222,14 @@ async def add_tasks(db: Db, tasks: dict[int, TaskRow], created_by: int) -> dict[
     """Insert the tasks, by line, whose project and member exist; what is wrong with the others, by line."""
     rows = list(tasks.values())
     names = [task.repository for task in rows]
-    await db.execute(
-        """
+    sql = """
         INSERT INTO repositories (full_name)
         SELECT DISTINCT ON (lower(name)) name FROM unnest($1::text[]) AS name
         WHERE name IS NOT NULL ORDER BY lower(name)
         ON CONFLICT DO NOTHING
-        """,
-        names,
-    )
-    refused = await db.fetch(
-        """
+    """
+    await db.execute(sql, names)
+    sql = """
         WITH wanted AS (
             SELECT * FROM unnest($2::integer[], $3::bigint[], $4::text[], $5::text[], $6::integer[], $7::text[],
                                  $8::date[], $9::bigint[], $10::text[])
@@ -2419,7 +2259,9 @@ async def add_tasks(db: Db, tasks: dict[int, TaskRow], created_by: int) -> dict[
         SELECT line, CASE WHEN has_project THEN 'assigned_to: The assignee is not a member of the project.'
                           ELSE 'project_id: There is no such project.' END AS error
         FROM judged WHERE NOT (has_project AND has_member)
-        """,
+    """
+    refused = await db.fetch(
+        sql,
         created_by,
         list(tasks),
         [task.project_id for task in rows],
@@ -2536,7 +2378,7 @@ class FrontDoor:
         try:
             if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
                 raise Problem(414, "The URL is too long.", Connection="close")
-            if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+            if len(headers) > MAX_HEADERS or sum(map(len, chain.from_iterable(headers))) > MAX_HEADER_BYTES:
                 raise Problem(431, "There are too many headers, or they are too long.", Connection="close")
             if b"range" in named:  # none is served, as one may; Starlette's files would refuse some in plain text
                 scope["headers"] = [header for header in headers if header[0] != b"range"]
@@ -2574,34 +2416,19 @@ app = FastAPIOffline(
 app.add_middleware(FrontDoor)
 
 
+@cache
 def describe() -> dict[str, Any]:
     """The OpenAPI page: what FastAPI knows of the endpoints, and what holds for all of them."""
-    if app.openapi_schema:
-        return app.openapi_schema
-    page = get_openapi(
-        title=app.title, version=app.version, summary=app.summary, description=app.description, routes=api.routes
-    )
-    text = json.dumps(page)  # where FastAPI made floats of the bounds of bigints
+    text = json.dumps(FastAPI.openapi(app))  # where FastAPI made floats of the bounds of bigints
     page = dict[str, Any](json.loads(text, parse_float=lambda bound: min(int(float(bound)), INT8_MAX)))
     page["security"] = [{"APIKey": []}, {"Password": []}]
     page["components"]["securitySchemes"] = {
-        "APIKey": {
-            "type": "apiKey",
-            "in": "header",
-            "name": "X-API-Key",
-            "description": "The key that the service printed when it started, or one of `API_KEY`.",
-        },
-        "Password": {
-            "type": "oauth2",
-            "description": "A name and its password; no client id.",
-            "flows": {"password": {"tokenUrl": "auth/token", "scopes": {}}},
-        },
+        "APIKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "As printed at the start."},
+        "Password": {"type": "oauth2", "flows": {"password": {"tokenUrl": "auth/token", "scopes": {}}}},
     }
     schemas = page["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own shape of a 422
         schemas.pop(name, None)
-    for name in ("UserChange", "ProjectChange", "TaskChange"):
-        schemas[name]["minProperties"] = 1
     schemas["Body_upload_csv_upload_csv_post"]["additionalProperties"] = False
     for name in ("username", "password"):
         schemas["CredentialsForm"]["properties"][name]["minLength"] = 1  # an empty field of a form counts as missing
@@ -2614,13 +2441,12 @@ def describe() -> dict[str, Any]:
     for path, operations in page["paths"].items():
         for method, operation in operations.items():
             describe_operation(path, method, operation)
-    app.openapi_schema = page
     return page
 
 
 def describe_operation(path: str, method: str, operation: dict[str, Any]) -> None:
     """The headers that an endpoint heeds and the errors that it gives, which follow from its kind."""
-    answers, headers = operation["responses"], []
+    answers = operation["responses"]
     answers.pop("422", None)
     is_open = operation.get("security") == []
     is_change = method != "get" and not is_open
@@ -2631,7 +2457,6 @@ def describe_operation(path: str, method: str, operation: dict[str, Any]) -> Non
         (path != "/livez", {503}),
         (not is_open or path in ("/auth/login", "/auth/token", "/auth/refresh"), {401}),
         (is_change or path.startswith("/users") or "x-for-admins" in operation, {403}),
-        (path == "/auth/register" and settings.registration == "closed", {401, 403}),
         ("{" in path or path == "/upload/errors", {404}),
         ("requestBody" in operation, {408, 413, 415}),
         (path in ("/auth/login", "/auth/token"), {429}),
@@ -2644,29 +2469,21 @@ def describe_operation(path: str, method: str, operation: dict[str, Any]) -> Non
     for parameter in operation.get("parameters", []):
         if variants := parameter["schema"].pop("anyOf", None):
             parameter["schema"] |= variants[0]  # FastAPI adds null, which a query cannot say
-    errors = set[int]().union(*(statuses for holds, statuses in rules if holds))
-    if is_create:
-        headers.append(("Idempotency-Key", "Repeats of this request with the same key are done once.", VISIBLE_ASCII))
-    if is_versioned and method == "get":
-        headers.append(("If-None-Match", 'The ETag that you have, like `"3"`.', ENTITY_TAG))
-        answers["304"] = {"description": "You have the present version."}
-    elif is_versioned:
-        headers.append(("If-Match", 'The ETag of the version that you read, like `"3"`.', ENTITY_TAG))
+    headers = [
+        (is_create, "Idempotency-Key", "Repeats of this request with the same key are done once.", VISIBLE_ASCII),
+        (is_versioned and method == "get", "If-None-Match", 'The ETag that you have, like `"3"`.', ENTITY_TAG),
+        (is_versioned and method != "get", "If-Match", 'The ETag that you read, like `"3"`.', ENTITY_TAG),
+    ]
     operation.setdefault("parameters", []).extend(
         {"name": name, "in": "header", "description": text, "schema": {"type": "string", "pattern": f"^({pattern})$"}}
-        for name, text, pattern in headers
+        for holds, name, text, pattern in headers
+        if holds
     )
-    for status in sorted(errors):
-        phrase = http.HTTPStatus(status).phrase
-        example = {
-            "type": "about:blank",
-            "title": phrase,
-            "status": status,
-            "detail": "One plain sentence.",
-            "instance": "81bdff91f085ac8c",
-        }
-        content = {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example}
-        answers[str(status)] = {"description": phrase, "content": {"application/problem+json": content}}
+    if is_versioned and method == "get":
+        answers["304"] = {"description": "You have the present version."}
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for status in sorted(set[int]().union(*(statuses for holds, statuses in rules if holds))):
+        answers[str(status)] = {"description": http.HTTPStatus(status).phrase, "content": content}
 
 
 app.openapi = describe  # type: ignore[method-assign]
