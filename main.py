@@ -1799,7 +1799,7 @@ ADD_TASK = """
 
 async def add_task(request: ApiRequest, new: NewTask, project_id: int | None) -> Response:
     async def look_up() -> dict[str, Any]:
-        if new.repository is not None and project_id is not None:  # no errand to GitHub for whoever may not add it
+        if new.repository is not None and project_id is not None:  # no errand to GitHub for whoever cannot see it
             settled(await request.fetch_row(SEE_PROJECT, project_id=project_id))
         return {"repository_id": await find_repository(new.repository)}
 

@@ -1,5 +1,5 @@
--- The whole truth of the database. Applied at every start under an advisory lock, so every
--- statement here may run again.
+-- The whole truth of the database. Applied under an advisory lock at each start that finds another text applied
+-- before, so every statement here may run again.
 --
 -- projects, members and tasks are keyed by their project first, and nothing about them is unique
 -- without it: on a Citus cluster they can be distributed by project, a project and all that it owns

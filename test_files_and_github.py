@@ -924,6 +924,19 @@ def test_a_file_goes_on_where_a_worker_died_and_each_row_comes_once(how: signal.
     ]
 
 
+def test_a_file_of_wide_rows_is_imported_and_nobody_waits_for_it_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurried = "import main; main.SERVER_SETTINGS['statement_timeout'] = '400'; main.main()"
+    wide = "".join(f"999,T,{secrets.token_hex(60_000)}\n" for _ in range(360))
+    with (
+        test_main.new_database() as url,
+        test_main.serve("-c", hurried, DATABASE_URL=url, PYTHONPATH=str(test_main.HERE)) as own,
+    ):
+        monkeypatch.setattr(test_main, "admin", own.client(X_API_Key=KEYS[0]))
+        location = upload("project_id,title,description\n" + wide).headers["Location"]
+        assert counts(imported("project_id,title\n999,T\n")) == ("done", 1, 1, 0, 1)
+        assert counts(finished(location)) == ("done", 360, 360, 0, 360)
+
+
 def test_two_uploads_run_side_by_side() -> None:
     projects = [new_project(), new_project()]
     locations = [upload(large(project, 4000, "z" * 200)).headers["Location"] for project in projects]

@@ -1712,6 +1712,19 @@ def test_the_service_waits_for_its_database_and_survives_its_absence() -> None:
         wire.cut()
 
 
+def test_before_the_tables_are_there_nobody_hears_of_a_bug() -> None:
+    with new_database() as url, asyncio.Runner() as runner:
+        db = runner.run(asyncpg.connect(url))
+        runner.run(db.execute("SELECT pg_advisory_lock($1)", main.SCHEMA_LOCK))
+        with serve(wait=False, DATABASE_URL=url) as own:
+            own.wait_for("/livez", 200)
+            refused(sign_in("ada", at=own), 503)
+            refused(register("ada", own.client()), 503)
+            runner.run(db.close())
+            own.wait_for("/readyz", 200)
+            assert register("ada", own.client()).status_code == 201
+
+
 def test_eight_start_at_once_on_an_empty_database_and_agree() -> None:
     with new_database() as url:
         shared: dict[str, Any] = {"DATABASE_URL": url, "API_KEY": "", "JWT_SECRET_KEY": "", "POOL_SIZE": "2"}
@@ -1789,6 +1802,8 @@ def test_the_admin_of_the_settings_signs_in_whatever_the_length_of_the_password(
         # Where registration is closed, it is an admin's work.
         name = new_name()
         refused(register(name, own.client()), 401)
+        refused(own.client(X_API_Key="wrong").post("/auth/register", json={"username": "x"}), 401)
+        assert "security" not in ok(own.client().get("/openapi.json"))["paths"]["/auth/register"]["post"]
         refused(register(name, own.client(X_API_Key="wrong")), 401)
         refused(register(name, own.client(Authorization="Bearer a.b.c")), 401)
         user = ok(register(name, boss), 201)
