@@ -5,8 +5,8 @@
     http://127.0.0.1:8000/docs
 
 It reads as a request meets it: settings, the database, errors, who is calling, requests and answers,
-lists, then one chapter a resource, each with its models beside its endpoints, and the app put
-together at the end. The tables, their rules and the reason for each index stand in schema.sql.
+then one chapter a resource, each with its models beside its endpoints, and at the end how it is served.
+The tables, their rules and the reason for each index stand in schema.sql.
 """
 
 import asyncio
@@ -544,7 +544,7 @@ class Caller(NamedTuple):
 
 
 NOBODY = Caller(0, is_admin=False)
-# What /docs shows of an endpoint, and what its route then does.
+# What /docs shows of an endpoint, and what its route then does: it knows these two by identity.
 OPEN: dict[str, Any] = {"security": []}
 FOR_ADMINS: dict[str, Any] = {"x-for-admins": True}
 
@@ -940,9 +940,6 @@ async def repeat_answer(db: Db, claim: dict[str, Any], success: int) -> Response
     return Response(first["body"], success, headers, "application/json")
 
 
-# ------------------------------------------------------------------------------------------ fields
-
-
 def matching(pattern: str, message: str) -> tuple[Any, Any]:
     """A rule for text, which /docs shows as a pattern and a refusal states in words."""
     compiled = re.compile(pattern.replace("$", r"\Z"))  # `$` would let a last line break pass
@@ -1026,9 +1023,6 @@ class Change(Body):
     def as_values(self) -> dict[str, Any]:
         """For SQL: each field, and in `changes` the names of those that were sent."""
         return vars(self) | {"changes": list(self.model_fields_set)}
-
-
-# ------------------------------------------------------------------------------------------ lists
 
 
 class Page(BaseModel):
@@ -1474,9 +1468,6 @@ async def delete_project(request: ApiRequest, project_id: PathId) -> Response:
     return await answer_row(request, sql, project_id=project_id, versions=request.expected_versions())
 
 
-# ------------------------------------------------------------------------------------------ members
-
-
 class Member(BaseModel):
     user_id: Id
     username: str
@@ -1535,7 +1526,7 @@ async def remove_member(request: ApiRequest, project_id: PathId, user_id: PathId
     return await answer_row(request, sql, project_id=project_id, user_id=user_id)
 
 
-# ------------------------------------------------------------------------------------------ repositories
+# ------------------------------------------------------------------------------------------ tasks and repositories
 
 GITHUB_SECONDS = 5.0  # for all of a look-up, redirects included
 GITHUB_MAX_BYTES = 256 * 1024
@@ -1644,8 +1635,6 @@ def read_github(answer: httpx.Response, body: bytes) -> GitHubRepository:
     log.warning("[%s] GitHub: status %s", request_id.get(), answer.status_code)
     raise Problem(502, GITHUB_UNWELL)
 
-
-# ------------------------------------------------------------------------------------------ tasks
 
 Status = Annotated[Literal["pending", "in_progress", "completed"], BeforeValidator(read_status)]
 Priority = Annotated[int, Field(ge=INT4_MIN, le=INT4_MAX, description="Higher is more urgent.")]
@@ -1921,6 +1910,7 @@ async def delete_task(request: ApiRequest, task_id: PathId) -> Response:
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_ROW_BYTES = 128 * 1024
+STORE_SECONDS = 60.0  # for a file to be stored
 ROWS_AT_A_TIME = 20  # between two looks at other requests
 ROWS_OF_A_TURN, BYTES_OF_A_TURN = 1000, 4 * 1024 * 1024  # of one transaction; then it is another file's turn
 COLUMNS = ("project_id", "title", "description", "status", "assigned_to", "priority", "due_date", "repository")
@@ -1981,7 +1971,7 @@ async def upload_csv(request: ApiRequest, file: UploadFile) -> Response:
             return {"upload_id": upload_id, "columns": None, "rows_total": 0, "error": columns}
         await db.execute("SET LOCAL statement_timeout = 0")
         names = ["upload_id", "line", "cells", "error"]
-        copied = await db.copy_records_to_table("upload_rows", records=rows(), columns=names, timeout=60)
+        copied = await db.copy_records_to_table("upload_rows", records=rows(), columns=names, timeout=STORE_SECONDS)
         rows_total = int(copied.removeprefix("COPY "))
         return {"upload_id": upload_id, "columns": columns, "rows_total": rows_total, "error": None}
 
@@ -2143,7 +2133,7 @@ async def import_uploads() -> None:
     while True:
         try:
             if service.key_holder is not None and await import_some():
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(0.002)  # whoever waits for the processor goes first
                 continue
         except Exception as error:
             log.warning("Import: %s; trying again", type(error).__name__, exc_info=None if is_outage(error) else error)
@@ -2293,7 +2283,7 @@ async def add_tasks(db: Db, tasks: dict[int, TaskRow], created_by: int) -> dict[
     return {row["line"]: row["error"] for row in refused}
 
 
-# ------------------------------------------------------------------------------------------ health
+# ------------------------------------------------------------------------------------------ serving
 
 
 class Health(BaseModel):
@@ -2314,9 +2304,6 @@ async def check_readiness(request: ApiRequest) -> Response:
         raise unavailable()
     await fetch_row("SELECT 1")
     return await check_process(request)
-
-
-# ------------------------------------------------------------------------------------------ all together
 
 
 class NamingFilter(logging.Filter):
