@@ -859,15 +859,15 @@ async def create(
     look_up: Callable[[], Awaitable[dict[str, Any]]] | None = None,
     store: Callable[[Db], Awaitable[dict[str, Any]]] | None = None,
     success: int = 201,
-    digest: bytes = b"",
+    read: Callable[[], Awaitable[bytes]] | None = None,
     **values: Any,
 ) -> Response:
     """Run an INSERT and answer 201; with an Idempotency-Key once, whatever the number of requests.
 
     `look_up` gives further values, outside of the transaction, and `store` within it; neither runs for a
-    repeat. `digest` is that of a body that was streamed.
+    repeat. `read` gives what stands for the body, where that is a file.
     """
-    claim = read_claim(request, digest or await request.body())
+    claim = await read_claim(request, read or request.body)
     values |= {"caller_id": request.caller.id, "is_admin": request.caller.is_admin}
     if look_up:
         if claim:
@@ -892,7 +892,7 @@ async def create(
     return answer
 
 
-def read_claim(request: ApiRequest, body: bytes) -> dict[str, Any] | None:
+async def read_claim(request: ApiRequest, read: Callable[[], Awaitable[bytes]]) -> dict[str, Any] | None:
     """What a repeat of this request has in common with it, if its caller may repeat it."""
     keys = request.headers.getlist("Idempotency-Key")
     if not keys:
@@ -904,7 +904,7 @@ def read_claim(request: ApiRequest, body: bytes) -> dict[str, Any] | None:
         "endpoint": f"{request.method} {get_route_path(request.scope)}",
         "key": keys[0],
         # With a secret, because a body may hold a password.
-        "request_hash": hmac.digest(service.jwt_secret.encode(), body, "sha256"),
+        "request_hash": hmac.digest(service.jwt_secret.encode(), await read(), "sha256"),
     }
 
 
@@ -1952,9 +1952,12 @@ async def upload_csv(request: ApiRequest, file: UploadFile) -> Response:
     """
     if (file.size or 0) > MAX_FILE_BYTES:
         raise too_large()
-    digest = hashlib.sha256()
-    while chunk := await file.read(MAX_ROW_BYTES):
-        digest.update(chunk)
+
+    async def read() -> bytes:
+        digest = hashlib.sha256()
+        while chunk := await file.read(MAX_ROW_BYTES):
+            digest.update(chunk)
+        return digest.digest()
 
     async def store(db: Db) -> dict[str, Any]:
         upload_id = await db.fetchval("SELECT nextval(pg_get_serial_sequence('uploads', 'id'))")
@@ -1992,7 +1995,7 @@ async def upload_csv(request: ApiRequest, file: UploadFile) -> Response:
         sql,
         store=store,
         success=202,
-        digest=digest.digest(),
+        read=read,
         filename=re.sub(r"[^\w .()-]", "_", re.split(r"[/\\]", file.filename or "")[-1])[-100:] or "upload.csv",
     )
     service.uploaded.set()
@@ -2395,10 +2398,9 @@ class FrontDoor:
             if not scope["is_started"]:
                 await render(unavailable())(scope, receive, send)
         except Exception as error:
-            if scope["is_started"]:
-                log.error("[%s] In the middle of an answer: %r", request_id.get(), error)
-                return  # and uvicorn hangs up, so that nobody takes it for the whole
-            await render(explain(error, scope))(scope, receive, send)
+            problem = explain(error, scope)
+            if not scope["is_started"]:  # else uvicorn hangs up, so that nobody takes the answer for the whole
+                await render(problem)(scope, receive, send)
 
 
 app = FastAPIOffline(
