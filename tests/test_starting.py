@@ -1,0 +1,293 @@
+"""Starting and stopping: eight workers at once, a database that is away, hangs or comes later, settings, signals."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from tests.conftest import (
+    KEYS,
+    MARKER,
+    ROOT,
+    NewDatabase,
+    Service,
+    at_once,
+    create_project,
+    free_port,
+    launch,
+    log_in,
+    ok,
+    query,
+    refused,
+    register,
+    serve,
+    sign_up,
+    statuses,
+    upload,
+)
+
+ANSWER_SECONDS = 3.2  # 3 s are promised; the rest is for a busy machine
+STOP_SECONDS = 15.0
+KEY_LINE = r"X-API-Key: (\S+)$"
+
+
+def wait_until(condition: Any, seconds: float, service: Service) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, service.log_text()
+        time.sleep(0.05)
+
+
+# ------------------------------------------------------------------------------------------ workers
+
+
+def test_eight_workers_start_at_once_on_an_empty_database_and_share_their_secrets(database_url: str) -> None:
+    shared: dict[str, Any] = {"DATABASE_URL": database_url, "API_KEY": "", "JWT_SECRET_KEY": "", "POOL_SIZE": "2"}
+    with serve("--workers", "8", wait=False, **shared) as own:
+        wait_until(lambda: len(re.findall(KEY_LINE, own.log_text(), re.MULTILINE)) == 8, 120, own)
+        (key,) = set(re.findall(KEY_LINE, own.log_text(), re.MULTILINE))
+        with own.client(X_API_Key=key, Connection="close") as admin:
+            assert statuses([admin.get("/projects/") for _ in range(24)]) == {200: 24}
+            tokens = sign_up(admin).tokens
+        assert not re.search("error|warn|unavailable", own.log_text(), re.IGNORECASE), own.log_text()
+    assert query(database_url, "SELECT count(*) FROM secrets") == [
+        (3,)
+    ]  # the key, the secret, the digest of the schema
+    assert query(database_url, "SELECT username FROM users WHERE role = 'admin'") == [("service",)]
+    with serve(**shared) as later, later.client(Authorization=f"Bearer {tokens['access_token']}") as person:
+        assert re.findall(KEY_LINE, later.log_text(), re.MULTILINE) == [key]
+        assert ok(person.get("/auth/me")) == tokens["user"]
+        assert ok(later.client(X_API_Key=key).get(f"/users/{tokens['user']['id']}")) == tokens["user"]
+
+
+def test_two_workers_share_an_embedded_database_which_stops_with_them(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "a" / "b"
+    with (
+        serve("--workers", "2", DATA_DIR=str(folder)) as own,
+        own.client(X_API_Key=KEYS[0], Connection="close") as admin,
+    ):
+        path = admin.post("/projects/", json={"name": "Shared"}).headers["Location"]
+        assert statuses([admin.get(path) for _ in range(10)]) == {200: 10}
+        assert list(folder.rglob("postmaster.pid"))
+    assert not list(folder.rglob("postmaster.pid"))
+
+
+# ------------------------------------------------------------------------------------------ the database
+
+
+class Proxy:
+    """A port that leads to the database when the test says so."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        host = parse_qs(parts.query).get("host", [parts.hostname or ""])[0]
+        self.unix = f"{host}/.s.PGSQL.{parts.port or 5432}" if host.startswith("/") else ""
+        self.target, self.flows, self.ends = (host, parts.port or 5432), threading.Event(), list[socket.socket]()
+        self.port = free_port()
+        self.name = f"127.0.0.1:{self.port}"
+        self.url = f"postgresql://{parts.netloc.rpartition('@')[0]}@{self.name}{parts.path}"
+
+    def open(self, flows: bool = True) -> None:
+        """Accept connections; let the database answer only if it `flows`."""
+        self.flows.set() if flows else self.flows.clear()
+        self.ends.append(socket.create_server(("127.0.0.1", int(self.port))))
+        threading.Thread(target=self.accept, args=self.ends[-1:], daemon=True).start()
+
+    def accept(self, server: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                near, far = server.accept()[0], socket.socket(socket.AF_UNIX if self.unix else socket.AF_INET)
+                far.connect(self.unix or self.target)
+                self.ends += [near, far]
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self.pump, args=ends, daemon=True).start()
+
+    def pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while chunk := source.recv(65_536):
+                self.flows.wait()
+                sink.sendall(chunk)
+        self.close(source, sink)
+
+    def close(self, *ends: socket.socket) -> None:
+        """Hang up."""
+        for end in ends or self.ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[Proxy]:
+    proxy = Proxy(database_url)
+    yield proxy
+    proxy.flows.set()
+    proxy.close()
+
+
+def expect_unavailable(service: Service) -> None:
+    """Whatever needs the database is a 503 in time; nothing else waits for it."""
+    with service.client(X_API_Key=KEYS[0]) as admin, service.client(X_API_Key="wrong") as wrong:
+        acts = [partial(admin.get, path) for path in ("/readyz", "/health", "/projects/", "/tasks/1")] * 5
+        acts += [partial(admin.post, "/projects/", json={"name": "N"}), partial(log_in, wrong, "ada")] * 3
+        acts += [partial(register, wrong, "ada"), partial(upload, admin, "project_id,title\n1,T\n")]
+        for answer in at_once(*acts):
+            refused(answer, 503)
+            assert answer.elapsed.total_seconds() < ANSWER_SECONDS
+        assert ok(admin.get("/livez")) == {"status": "ok"}
+        answer = wrong.get("/projects/")
+        refused(answer, 401)
+        assert answer.elapsed.total_seconds() < 0.5, "a bad key does not reach the database"
+
+
+def test_a_database_may_come_later_hang_and_go(proxy: Proxy) -> None:
+    with serve(wait=False, DATABASE_URL=proxy.url) as own, own.client(X_API_Key=KEYS[0]) as admin:
+        own.wait_for("/livez")
+        expect_unavailable(own)
+        time.sleep(1)
+        lines = [line for line in own.log_text().splitlines() if proxy.name in line]
+        assert len(lines) == 1, own.log_text()
+        assert "refused" in lines[0]
+        proxy.open()
+        own.wait_for("/readyz", seconds=5)
+        project = create_project(admin)
+        proxy.flows.clear()
+        expect_unavailable(own)
+        proxy.flows.set()
+        own.wait_for("/readyz", seconds=5)
+        assert ok(admin.get(f"/projects/{project['id']}")) == project
+        proxy.close()
+        expect_unavailable(own)
+        proxy.open()
+        own.wait_for("/readyz", seconds=5)
+        assert [one["id"] for one in ok(admin.get("/projects/"))].count(project["id"]) == 1
+        lines = [line for line in own.log_text().splitlines() if "unavailable" in line and "HTTP" not in line]
+        assert len(lines) < 10, "once per cause"
+        assert all(proxy.name in line for line in lines)
+
+
+def test_a_database_that_hangs_from_the_start_is_awaited(proxy: Proxy) -> None:
+    proxy.open(flows=False)
+    with serve(wait=False, DATABASE_URL=proxy.url) as own:
+        own.wait_for("/livez", seconds=10)
+        expect_unavailable(own)
+        time.sleep(2)
+        assert len([line for line in own.log_text().splitlines() if proxy.name in line]) == 1, own.log_text()
+        proxy.flows.set()
+        own.wait_for("/readyz", seconds=5)
+
+
+# ------------------------------------------------------------------------------------------ settings
+
+AWAY = "postgresql://127.0.0.1:9/x"
+WRONG_SETTINGS = [
+    {"DATABASE_URL": f"{MARKER}"},
+    {"DATABASE_URL": f"postgresql://u:{MARKER}@localhost/x?sslmode=nonsense"},
+    {"DATABASE_URL": f"postgresql://u:{MARKER}@localhost:notaport/x"},
+    {"ACCESS_TOKEN_EXPIRE_MINUTES": "0", "REFRESH_TOKEN_EXPIRE_DAYS": "-1", "POOL_SIZE": "many"},
+    {"REGISTRATION": "maybe", "VALIDATION_STATUS": "abc"},
+    {"ADMIN_PASSWORD": MARKER},
+    {"ADMIN_USERNAME": "a b", "ADMIN_PASSWORD": MARKER},
+    {"ADMIN_USERNAME": "Service", "ADMIN_PASSWORD": MARKER},
+    {"API_KEY": " , "},
+    {"CORS_ORIGINS": "https://*.example"},
+    {"CORS_ORIGINS": "app.example", "GITHUB_API_BASE": "ftp://x"},
+    {"DATA_DIR": str(Path(__file__) / "pg"), "DATABASE_URL": ""},
+    {"DATA_DIR": "/proc/self/pg", "DATABASE_URL": ""},
+]
+
+
+def test_every_wrong_setting_stops_the_start_with_one_line(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for some in (WRONG_SETTINGS[:7], WRONG_SETTINGS[7:]):
+        for settings, own in [
+            (each, launch(tmp_path, **{"API_KEY": "", "DATABASE_URL": AWAY} | each)) for each in some
+        ]:
+            with subtests.test(str(settings)):
+                assert own.process
+                assert own.process.wait(30) != 0
+                (line,) = own.log_text().strip().splitlines()
+                assert next(iter(settings)) in line
+                assert MARKER not in line
+
+
+def test_an_admin_of_the_settings_is_created_once_and_then_left_alone(database_url: str) -> None:
+    settings: dict[str, Any] = {"DATABASE_URL": database_url, "ADMIN_USERNAME": "Boss", "ADMIN_PASSWORD": "long enough"}
+    with serve(**settings) as own, own.client() as nobody:
+        tokens = ok(log_in(nobody, "boss", "long enough"))
+        assert (tokens["user"]["username"], tokens["user"]["role"]) == ("Boss", "admin")
+        own_client = own.client(Authorization=f"Bearer {tokens['access_token']}")
+        ok(own_client.patch(f"/users/{tokens['user']['id']}", json={"password": "changed by the boss"}))
+        assert "WARN" not in own.log_text()
+    with serve(**settings | {"ADMIN_USERNAME": "bOSS"}) as own, own.client() as nobody:
+        refused(log_in(nobody, "boss", "long enough"), 401)
+        assert ok(log_in(nobody, "boss", "changed by the boss"))["user"]["username"] == "Boss"
+        assert "WARN" not in own.log_text(), "it is an admin"
+
+
+def test_python_main_py_is_uvicorn_with_its_variables(database_url: str, tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    variables = {"UVICORN_PORT": port, "UVICORN_ROOT_PATH": "/prefix", "DATABASE_URL": database_url, "API_KEY": KEYS[0]}
+    command = [sys.executable, str(ROOT / "main.py")]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=sink, stderr=sink)  # noqa: S603
+    own = Service(f"http://127.0.0.1:{port}", log, database_url, process)
+    try:
+        own.wait_for()
+        with own.client(X_API_Key=KEYS[0]) as admin:
+            answer = admin.post("/projects/", json={"name": "N"})
+            assert answer.headers["Location"] == f"/prefix/projects/{ok(answer, 201)['id']}"
+    finally:
+        assert own.terminate() in (0, -signal.SIGTERM), own.log_text()
+
+
+# ------------------------------------------------------------------------------------------ signals
+
+
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.drill)])
+def test_sigterm_ends_what_runs_and_waits_for_no_client_that_hangs(workers: str, new_database: NewDatabase) -> None:
+    with new_database() as url, ThreadPoolExecutor(3) as pool:
+        serving = serve("--workers", workers, tracebacks=True, DATABASE_URL=url)  # uvicorn logs what it cancels
+        with serving as own, own.client(X_API_Key=KEYS[0]) as admin:
+            project = create_project(admin)
+            path, body = f"/projects/{project['id']}/tasks/", b'{"title": "In flight"}'
+            rows = "".join(f"{project['id']},Row {number}\n" for number in range(20_000))
+            location = upload(admin, f"project_id,title\n{rows}").headers["Location"]
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEYS[0]}\r\nContent-Type: application/json\r\n"
+            hung, slow = own.connect(), own.connect(20)
+            for wire in (hung, slow):
+                wire.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:8])
+            waiting = [pool.submit(admin.post, path, json={"title": "Waits"}) for _ in range(3)]
+            time.sleep(0.3)
+            assert own.process
+            own.process.send_signal(signal.SIGTERM)
+            begun = time.monotonic()
+            time.sleep(0.7)
+            with pytest.raises(OSError):  # noqa: PT011
+                own.connect(1).recv(1)
+            slow.sendall(body[8:])
+            assert slow.recv(1000).startswith(b"HTTP/1.1 201")
+            assert {answer.result().status_code for answer in waiting} == {201}
+            own.process.wait(STOP_SECONDS + 5)
+            seconds = time.monotonic() - begun
+            hung.close()
+            assert seconds < STOP_SECONDS
+        with serve(DATABASE_URL=url) as later, later.client(X_API_Key=KEYS[0]) as admin:
+            wait_until(lambda: ok(admin.get(location))["state"] == "done", 30, later)
+            assert ok(admin.get(location))["rows_inserted"] == 20_000
+            counted = "SELECT count(*), count(DISTINCT title) FROM tasks WHERE title ~ '^Row'"
+            assert query(url, counted) == [(20_000, 20_000)]
+            titles = query(url, "SELECT title, count(*) FROM tasks WHERE title !~ '^Row' GROUP BY title ORDER BY title")
+            assert titles == [("In flight", 1), ("Waits", 3)]
