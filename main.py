@@ -21,10 +21,10 @@ import secrets
 import sys
 import warnings
 import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path as FilePath
@@ -105,8 +105,6 @@ try:
     settings = Settings()
 except ValidationError as error:
     sys.exit("Cannot start: " + "; ".join(f"{' '.join(map(str, e['loc'])).upper()} {e['msg']}" for e in error.errors()))
-except (OSError, UnicodeDecodeError) as error:
-    sys.exit(f"Cannot start: .env cannot be read ({type(error).__name__})")
 
 log = logging.getLogger("uvicorn.service")  # below "uvicorn", which has a handler
 
@@ -126,7 +124,6 @@ SERVER_SETTINGS = {
     "plan_cache_mode": "force_generic_plan",  # each statement has one good plan
 }
 SCHEMA = (FilePath(__file__).parent / "schema.sql").read_text()
-SCHEMA_LOCK = 7_263_019  # arbitrary, but always the same
 INT8_MAX = 2**63 - 1
 
 # What asyncpg raises when the server does not answer, or hangs up.
@@ -136,9 +133,7 @@ Row = asyncpg.Record
 Db: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Row]"
 
 
-class Worker:
-    """What one worker process holds; the lifespan fills it in."""
-
+class Worker:  # what one worker process holds; the lifespan fills it in
     database: Database
     sign_in_slots: asyncio.Semaphore  # for argon2, see hash_in_turn
     registration_slots: asyncio.Semaphore
@@ -218,7 +213,7 @@ async def boot() -> None:
     digest = hashlib.sha256(SCHEMA.encode()).hexdigest()
     async with transaction() as db:
         await db.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
-        await db.execute("SELECT pg_advisory_xact_lock($1)", SCHEMA_LOCK, timeout=BOOT_SECONDS)
+        await db.execute("SELECT pg_advisory_xact_lock(7263019)", timeout=BOOT_SECONDS)  # any number
         # Only a new text: even CREATE INDEX IF NOT EXISTS waits for every writer of its table.
         is_new = await db.fetchval("SELECT to_regclass('secrets') IS NULL")
         if is_new or digest != await db.fetchval("SELECT value FROM secrets WHERE name = 'schema'"):
@@ -328,9 +323,7 @@ class Problem(BaseModel):
     errors: list[ProblemError] = Field([], description="What is invalid.")
 
 
-class Refusal(HTTPException):
-    """Raised to answer with a Problem."""
-
+class Refusal(HTTPException):  # raised to answer with a Problem
     def __init__(self, status: int, detail: str, errors: Any = None, **headers: str) -> None:
         super().__init__(status, detail, {name.replace("_", "-"): value for name, value in headers.items()})
         self.errors = errors
@@ -475,7 +468,10 @@ class CallerRoute(APIRoute):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         security: dict[str, Any] = {"security": [{name: []} for name in SECURITY_SCHEMES]}
-        super().__init__(*args, **options | {"openapi_extra": security | (options.get("openapi_extra") or {})})
+        options["openapi_extra"] = security | (options.get("openapi_extra") or {})
+        if "GET" in (options["methods"] or ["GET"]):
+            options["max_body_size"] = None  # no body is read
+        super().__init__(*args, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -546,12 +542,8 @@ def header(description: str, name: str = "", type: str = "string") -> dict[str, 
 def documented(status: int, *request_headers: dict[str, Any], headers: Any = None, **options: Any) -> dict[str, Any]:
     """Options of an endpoint. Header parameters of FastAPI would take a tenth of the time of a read."""
     responses = {status: {"headers": headers or {}}, **options.pop("responses", {})}
-    return {
-        "status_code": status,
-        "responses": responses,
-        "openapi_extra": {"parameters": [*request_headers]},
-        **options,
-    }
+    extra = {"parameters": [*request_headers]}
+    return {"status_code": status, "responses": responses, "openapi_extra": extra, **options}
 
 
 IF_MATCH = header("Change only the version with this `ETag`.", "If-Match")
@@ -572,9 +564,7 @@ CSV = {"content": {"text/csv": {"schema": {"type": "string"}}}}
 CSV_FILE = documented(200, response_class=StreamingResponse, responses={200: CSV})
 
 
-class Body(BaseModel):
-    """Input: JSON types are not guessed, unknown fields are refused."""
-
+class Body(BaseModel):  # JSON types are not guessed, unknown fields are refused
     model_config = ConfigDict(strict=True, extra="forbid")
 
     @model_validator(mode="before")
@@ -632,10 +622,11 @@ def row_response(request: Request, row: Row, status: int = 200, location: str | 
 async def answer_row(request: Request, sql: str, **values: Any) -> Response:
     """Run a statement of one row and show the row. It may name :caller_id, :is_admin, and :versions, those in If-Match;
     NULL is any, and a weak tag none (RFC 9110)."""
-    tags = request.headers.get("If-Match", "*")
-    if not re.fullmatch(r'\*|((W/)?"[!#-~]*"[ \t,]*)+', tags):
-        raise invalid("header", "If-Match", msg="Input should be entity tags, as in the ETag header")
-    versions = None if tags == "*" else [int(tag) for tag in re.findall(r'(?<!W/)"([1-9][0-9]{0,8})"', tags)]
+    versions = None
+    if (tags := request.headers.get("If-Match", "*")) != "*":
+        if not re.fullmatch(r'((W/)?"[!#-~]*"[ \t,]*)+', tags):
+            raise invalid("header", "If-Match", msg="Input should be entity tags, as in the ETag header")
+        versions = [int(tag) for tag in re.findall(r'(?<!W/)"([1-9][0-9]{0,8})"', tags)]
     return row_response(request, require_row(await fetch_row(sql, **request.user, **values, versions=versions)))
 
 
@@ -693,21 +684,17 @@ class Page(BaseModel):
     count: bool = Field(False, description="Count all rows.")
 
 
-def read_query(model: type[Page]) -> Any:
-    """A dependency that reads the query into a model. FastAPI's `Query()` makes a list a third slower."""
-
-    async def read(request: Request) -> Page:
-        try:
-            return model.model_validate(dict(request.query_params))
-        except ValidationError as error:
-            errors = [{**e, "loc": ("query", *e["loc"])} for e in error.errors(include_url=False)]
-            raise RequestValidationError(errors) from None
-
-    return Depends(read)
+def read_page(request: Request, model: type[Page]) -> Any:
+    """The query. FastAPI's `Query()` would make a list a third slower, and a dependency a tenth."""
+    try:
+        return model.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        errors = [{**e, "loc": ("query", *e["loc"])} for e in error.errors(include_url=False)]
+        raise RequestValidationError(errors) from None
 
 
 def listed(model: type[Page]) -> dict[str, Any]:
-    """What the OpenAPI document says of a list with this query; see `read_query`."""
+    """What the OpenAPI document says of a list with this query; see `read_page`."""
     parameters = []
     for name, schema in model.model_json_schema(ref_template=SCHEMA_REF)["properties"].items():
         schema |= schema.pop("anyOf", [{}])[0]  # a query cannot say null
@@ -715,7 +702,6 @@ def listed(model: type[Page]) -> dict[str, Any]:
     return documented(200, *parameters, headers=PAGING)
 
 
-PageQuery = Annotated[Page, read_query(Page)]
 SCHEMA_REF = "#/components/schemas/{model}"
 
 
@@ -734,22 +720,28 @@ async def list_rows(request: Request, page: Page, columns: str, source: str, ord
     compare, direction, start = ("<", "DESC", INT8_MAX) if order.is_descending else (">", "ASC", -INT8_MAX)
     after_rank, after_id = (start, start) if page.cursor is None else read_cursor(page.cursor, order)
     values |= request.user | {"after_rank": after_rank, "after_id": after_id}
-    values |= {"limit": page.limit + 1, "offset": page.offset or 0}
+    values |= {"limit": page.limit, "offset": page.offset or 0}
+    by = f"{order.rank} {direction}, {order.id} {direction}"
+    # One row more is read, to know whether there is a next page.
     sql = f"""
-        SELECT {order.rank} AS rank, {order.id} AS id, {columns}
-        {source} AND ({order.rank}, {order.id}) {compare} (:after_rank, :after_id)
-        ORDER BY {order.rank} {direction}, {order.id} {direction} LIMIT :limit OFFSET :offset
+        SELECT '[' || coalesce(string_agg(body, ',') FILTER (WHERE place <= :offset + :limit), '') || ']' AS body,
+               max(rank) FILTER (WHERE place = :offset + :limit) AS rank,
+               max(id) FILTER (WHERE place = :offset + :limit) AS id,
+               count(*) > :limit AS has_more
+        FROM (
+            SELECT {order.rank} AS rank, {order.id} AS id, {columns}, row_number() OVER (ORDER BY {by}) AS place
+            {source} AND ({order.rank}, {order.id}) {compare} (:after_rank, :after_id)
+            ORDER BY {by} LIMIT :limit + 1 OFFSET :offset
+        ) AS page
     """
-    rows = await fetch_rows(sql, **values)
-    headers = {}
-    if len(rows) > page.limit:  # one more was read, to know whether there is a next page
-        rows.pop()
+    row, headers = (await fetch_rows(sql, **values))[0], {}
+    if row["has_more"]:
         query = {name: value for name, value in request.query_params.items() if name not in ("cursor", "offset")}
-        query["cursor"] = make_cursor(rows[-1]["rank"], rows[-1]["id"], order)
+        query["cursor"] = make_cursor(row["rank"], row["id"], order)
         headers["Link"] = f'<{request.scope["raw_path"].decode("ascii")}?{urlencode(query)}>; rel="next"'
     if page.count and (counted := await fetch_row(f"SELECT count(*) AS total {source}", **values)):
         headers["X-Total-Count"] = str(counted["total"])
-    return Response(f"[{','.join(row['body'] for row in rows)}]", 200, headers, "application/json")
+    return Response(row["body"], 200, headers, "application/json")
 
 
 def make_cursor(rank: int, id: int, order: Order) -> str:
@@ -826,8 +818,7 @@ hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1
 async def hash_in_turn(slots: asyncio.Semaphore, function: Callable[..., Any], *texts: str) -> Any:
     """Run argon2 in a thread, a few at a time. Registrations have a slot of their own, and cannot delay sign-ins."""
     try:
-        async with asyncio.timeout(5):
-            await slots.acquire()
+        await asyncio.wait_for(slots.acquire(), 5)
     except TimeoutError:
         raise Refusal(503, "Too many passwords are waiting to be hashed; try again.", Retry_After="2") from None
     try:
@@ -846,10 +837,9 @@ def verify_password(password_hash: str | None, password: str) -> bool:
     return False
 
 
-registering = public if settings.registration == "open" else admin
-
-
-@registering.post("/auth/register", response_model=User, tags=["sign-in"], **documented(201, headers=LOCATION))
+@(public if settings.registration == "open" else admin).post(
+    "/auth/register", response_model=User, tags=["sign-in"], **documented(201, headers=LOCATION)
+)
 async def register_user(request: Request, new: UserCreate) -> Response:
     """Create an account with an Inbox, a project for its own tasks. With `REGISTRATION=closed`, for admins."""
     password_hash = await hash_in_turn(worker.registration_slots, hasher.hash, new.password)
@@ -919,9 +909,11 @@ async def read_me(request: Request) -> Response:
 
 
 @admin.get("/users/", response_model=list[User], tags=["users"], **listed(Page))
-async def list_users(request: Request, page: PageQuery) -> Response:
+async def list_users(request: Request) -> Response:
     """All users, by id. For admins."""
-    return await list_rows(request, page, USER_JSON, "FROM users WHERE true", Order("users.id", "users.id"))
+    return await list_rows(
+        request, read_page(request, Page), USER_JSON, "FROM users WHERE true", Order("users.id", "users.id")
+    )
 
 
 @api.get("/users/{user_id}", response_model=User, tags=["users"])
@@ -1032,10 +1024,10 @@ async def create_project(request: Request, new: ProjectCreate) -> Response:
 
 
 @api.get("/projects/", response_model=list[Project], tags=["projects"], **listed(Page))
-async def list_projects(request: Request, page: PageQuery) -> Response:
+async def list_projects(request: Request) -> Response:
     """The projects that the caller sees, by id."""
     visible = f"FROM projects AS project WHERE (:is_admin OR project.id = {OWN_PROJECTS})"
-    return await list_rows(request, page, PROJECT_JSON, visible, Order("project.id", "project.id"))
+    return await list_rows(request, read_page(request, Page), PROJECT_JSON, visible, Order("project.id", "project.id"))
 
 
 @api.get("/projects/{project_id}", response_model=Project, tags=["projects"], **READ)
@@ -1081,16 +1073,15 @@ async def delete_project(request: Request, project_id: PathId) -> Response:
 
 
 @api.get("/projects/{project_id}/members/", response_model=list[Member], tags=["members"], **listed(Page))
-async def list_members(request: Request, project_id: PathId, page: PageQuery) -> Response:
+async def list_members(request: Request, project_id: PathId) -> Response:
     """The members of a project, by user id."""
     require_row(await fetch_row(SELECT_PROJECT, **request.user, project_id=project_id))
     members = f"""
         FROM members AS member JOIN users ON users.id = member.user_id
         WHERE member.project_id = :project_id AND {SEES_PROJECT}
     """
-    return await list_rows(
-        request, page, MEMBER_JSON, members, Order("member.user_id", "member.user_id"), project_id=project_id
-    )
+    by_user = Order("member.user_id", "member.user_id")
+    return await list_rows(request, read_page(request, Page), MEMBER_JSON, members, by_user, project_id=project_id)
 
 
 @api.put("/projects/{project_id}/members/{user_id}", response_model=Member, tags=["members"])
@@ -1137,11 +1128,9 @@ async def remove_member(request: Request, project_id: PathId, user_id: PathId) -
 GITHUB_SECONDS = 5.0  # for a look-up, redirects included
 GITHUB_MAX_BYTES = 256 * 1024
 GITHUB_FAILED = "GitHub gave no valid answer; nothing is stored."
-GITHUB_HEADERS = {
-    "Accept": "application/vnd.github+json",
-    "Accept-Encoding": "identity",  # so that GITHUB_MAX_BYTES bounds the memory
-    "User-Agent": "projects-tasks",
-} | ({"Authorization": f"Bearer {settings.github_token}"} if settings.github_token else {})
+# Not compressed, so that GITHUB_MAX_BYTES bounds the memory.
+GITHUB_HEADERS = {"User-Agent": "projects-tasks", "Accept-Encoding": "identity"}
+GITHUB_HEADERS |= {"Authorization": f"Bearer {settings.github_token}"} if settings.github_token else {}
 
 TaskStatus = TypeAliasType("TaskStatus", Literal["pending", "in_progress", "completed"])
 SORTS = Literal["-priority", "priority", "due_date", "-due_date", "created_at", "-created_at", "id", "-id"]
@@ -1210,8 +1199,7 @@ class GitHubRepository(BaseModel):
 
 
 async def find_repository(fields: TaskUpdate) -> dict[str, int | None]:
-    """The column repository_id for `repository`, as far as that was sent. The repository is looked up at GitHub unless
-    that was done within the hour; while GitHub fails, an older look-up is used."""
+    """The column for `repository`, if that was sent. A look-up serves for an hour; longer while GitHub fails."""
     if fields.repository is None:
         return {"repository_id": None} if "repository" in fields.model_fields_set else {}
     sql = """
@@ -1315,14 +1303,11 @@ class AllTasksPage(TaskPage):
     project_id: QueryId | None = omitted()
 
 
-TaskQuery = Annotated[TaskPage, read_query(TaskPage)]
-AllTasksQuery = Annotated[AllTasksPage, read_query(AllTasksPage)]
-
-
 async def list_filtered_tasks(request: Request, page: TaskPage, source: str, **values: Any) -> Response:
     filters = [condition for name, condition in FILTERS.items() if getattr(page, name) is not None]
-    source = "\n".join([source, *filters])
-    return await list_rows(request, page, TASK_JSON, source, ORDERS[page.sort], **vars(page) | values)
+    return await list_rows(
+        request, page, TASK_JSON, " ".join([source, *filters]), ORDERS[page.sort], **vars(page) | values
+    )
 
 
 @api.get("/tasks/{task_id}", response_model=Task, tags=["tasks"], **READ)
@@ -1333,17 +1318,18 @@ async def read_task(request: Request, task_id: PathId) -> Response:
 
 
 @api.get("/projects/{project_id}/tasks/", response_model=list[Task], tags=["tasks"], **listed(TaskPage))
-async def list_project_tasks(request: Request, project_id: PathId, page: TaskQuery) -> Response:
+async def list_project_tasks(request: Request, project_id: PathId) -> Response:
     """The tasks of a project, highest priority first unless sorted otherwise."""
-    answer = await list_filtered_tasks(request, page, TASKS_OF_PROJECT, project_id=project_id)
+    answer = await list_filtered_tasks(request, read_page(request, TaskPage), TASKS_OF_PROJECT, project_id=project_id)
     if answer.body == b"[]":  # no tasks, or no project
         require_row(await fetch_row(SELECT_PROJECT, **request.user, project_id=project_id))
     return answer
 
 
 @api.get("/tasks/", response_model=list[Task], tags=["tasks"], **listed(AllTasksPage))
-async def list_tasks(request: Request, page: AllTasksQuery) -> Response:
+async def list_tasks(request: Request) -> Response:
     """The tasks of all projects that the caller sees, highest priority first unless sorted otherwise."""
+    page = read_page(request, AllTasksPage)
     source = f"FROM {TASKS} WHERE task.project_id = {OWN_PROJECTS}"
     if page.project_id is not None:
         source = TASKS_OF_PROJECT
@@ -1455,7 +1441,6 @@ async def delete_task(request: Request, task_id: PathId) -> Response:
 
 # ------------------------------------------------------------------------------------------ CSV files
 
-MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_ROWS = 500_000
 MAX_ROW_BYTES = 1024 * 1024
 # Of a batch, which is read without a pause and later imported in one transaction; milliseconds each.
@@ -1465,7 +1450,7 @@ FORMULA = re.compile(r"[=+\-@\t\r]")  # what a spreadsheet runs, at the beginnin
 
 
 ACCEPTED = documented(202, headers=LOCATION)
-ACCEPTED |= {"max_body_size": MAX_FILE_BYTES + 64 * 1024, "form_limits": {"max_files": 1, "max_fields": 10}}
+ACCEPTED |= {"max_body_size": (64 * 1024 + 64) * 1024, "form_limits": {"max_files": 1, "max_fields": 10}}
 CsvUpload = Annotated[UploadFile, File(json_schema_extra={"format": "binary"})]
 UploadState = TypeAliasType("UploadState", Literal["queued", "running", "done", "failed"])
 
@@ -1516,10 +1501,12 @@ async def upload_csv(request: Request, file: CsvUpload) -> Response:
 
 
 @admin.get("/uploads/", response_model=list[Upload], tags=["CSV"], **listed(Page))
-async def list_uploads(request: Request, page: PageQuery) -> Response:
+async def list_uploads(request: Request) -> Response:
     """All uploads, newest first. For admins."""
     newest_first = Order("upload.id", "upload.id", is_descending=True)
-    return await list_rows(request, page, UPLOAD_JSON, "FROM uploads AS upload WHERE true", newest_first)
+    return await list_rows(
+        request, read_page(request, Page), UPLOAD_JSON, "FROM uploads AS upload WHERE true", newest_first
+    )
 
 
 @admin.get("/uploads/{upload_id}", response_model=Upload, tags=["CSV"])
@@ -1568,16 +1555,14 @@ async def export_tasks(request: Request, project_id: PathId) -> Response:
     return csv_response(f"project_{project_id}_tasks.csv", COLUMNS, sql, lambda row: list(row)[1:], **values)
 
 
-def csv_response(
-    filename: str, header: Iterable[str], sql: str, cells_of: Callable[[Row], list[Any]], **values: Any
-) -> Response:
+def csv_response(filename: str, columns: Any, sql: str, cells_of: Callable[[Row], Any], **values: Any) -> Response:
     """Stream the rows of a statement as a CSV file, page by page behind `:after`, the first column. An apostrophe keeps
     spreadsheets from running a cell as a formula."""
 
     async def pages() -> AsyncIterator[str]:
         buffer, after = io.StringIO(), 0
         writer = csv.writer(buffer)
-        writer.writerow(header)
+        writer.writerow(columns)
         while rows := await fetch_rows(sql, **values, after=after):
             for row in rows:
                 texts = ["" if cell is None else str(cell) for cell in cells_of(row)]
@@ -1672,16 +1657,13 @@ async def import_uploads() -> None:
             log_outage(error)
         worker.uploaded.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(1):  # other workers' uploads do not set the event
-                await worker.uploaded.wait()
+            await asyncio.wait_for(worker.uploaded.wait(), 1)  # other workers' uploads do not set it
 
 
 async def import_batch() -> bool:
-    """Import a batch of the file that has waited longest; False when none waits.
-
-    The batch leaves the queue in the transaction that inserts its tasks, so that each row is imported once, whatever
-    dies. A batch that fails, for example because its project is deleted meanwhile, is tried three times, others first.
-    """
+    """Import a batch of the file that has waited longest; False when none waits. The batch leaves the queue in the
+    transaction that inserts its tasks: each row is imported once, whatever dies. A batch that fails is tried three
+    times, other files first; for example, one of its projects was deleted meanwhile."""
     upload_id = None
     try:
         async with transaction() as db:
@@ -1728,12 +1710,12 @@ async def redirect_to_docs(request: Request) -> Response:
     return RedirectResponse(f"{request.scope['root_path']}/docs")
 
 
-HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"cache-control", b"private, no-cache"),
-    # /docs needs inline scripts and styles.
-    (b"content-security-policy", b"default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'none'"),
-)
+HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"private, no-cache"))
+
+
+@lru_cache(1000)
+def has_route(path: str) -> bool:
+    return any(route.matches({"type": "http", "method": "", "path": path})[0] != Match.NONE for route in app.routes)
 
 
 class RequestMiddleware:
@@ -1752,9 +1734,8 @@ class RequestMiddleware:
         scope["state"] = scope.get("state", {}) | {"request_id": request_id}
         if scope["path"].startswith(f"{scope['root_path']}/api/v1/"):
             scope["root_path"] += "/api/v1"
-        if not any(route.matches(scope)[0] is not Match.NONE for route in scope["app"].routes):
-            path = scope["path"]
-            scope["path"] = path.removesuffix("/") if path.endswith("/") else f"{path}/"
+        if not has_route(re.sub("[0-9]+", "0", scope["path"].removeprefix(scope["root_path"]))):
+            scope["path"] = scope["path"][:-1] if scope["path"].endswith("/") else f"{scope['path']}/"
         is_started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -1781,11 +1762,11 @@ def complete_openapi(app: FastAPI) -> None:
     components["schemas"] |= {name: schema for name, schema in definitions["$defs"].items() if name != "AllTasksPage"}
 
 
+HOT_PATHS = ("/projects/{project_id}", "/tasks/{task_id}", "/projects/{project_id}/tasks/")
 HAS_COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ  # without one, telemetry would cost each request
 app = FastAPIOffline(
     title="Projects & Tasks",
     version="1.0.0",
-    summary="Projects, and their tasks by priority.",
     description="**Authorize** with the API key that the service logs at its start, or with a username and password; "
     "then try anything. Every path is also served under `/api/v1`, and with or without a slash at its end.",
     openapi_tags=[
@@ -1798,15 +1779,17 @@ app = FastAPIOffline(
         {"name": "health", "description": "For orchestrators and proxies."},
     ],
     servers=[{"url": "/"}],
-    # Given flat, routes are tried in half the time that include_router takes; those of tasks are asked for most.
-    routes=sorted([*api.routes, *admin.routes, *public.routes], key=lambda route: "/tasks" not in route.path),
+    # Given flat, routes are tried in half the time that include_router takes; those that are asked for most, first.
+    routes=sorted([*api.routes, *admin.routes, *public.routes], key=lambda route: route.path not in HOT_PATHS),
     lifespan=lifespan,
     redirect_slashes=False,
     telemetry=dict.fromkeys(["tracing", "metrics", "logs", "auto_configure"], HAS_COLLECTOR),
     swagger_ui_parameters={"persistAuthorization": True, "tryItOutEnabled": True},
     exception_handlers={HTTPException: as_problem, RequestValidationError: as_problem},
 )
-app.router.dependencies.append(Depends(authenticate))  # of endpoints that are added later, by any router
+# Endpoints that are added later are for authenticated callers: on the application, and by any router.
+app.router.route_class = CallerRoute
+app.router.dependencies.append(Depends(authenticate))
 app.add_middleware(RequestMiddleware)
 if settings.cors_origins:
     origins, every = re.split(r"\s*,\s*", settings.cors_origins), ["*"]

@@ -188,7 +188,7 @@ def test_every_path_is_served_with_and_without_prefix_and_slash(form: str, admin
         refused(admin.delete(form.format(path)), 404)
 
 
-def test_the_root_leads_to_the_docs_and_other_unknown_paths_nowhere(admin: Person, nobody: Person) -> None:
+def test_the_root_leads_to_the_docs_and_unknown_paths_are_refused(admin: Person, nobody: Person) -> None:
     root = nobody.get("/")
     assert root.has_redirect_location
     assert "swagger" in nobody.get(root.url.join(root.headers["Location"])).text.lower()
@@ -426,7 +426,7 @@ MAY: dict[str, tuple[str, dict[str, Any] | None, tuple[int, int, int, int]]] = {
 
 
 @pytest.fixture(scope="module")
-def cast(admin: Person, nobody: Person, service: Service) -> dict[str, Person]:
+def people(admin: Person, nobody: Person, service: Service) -> dict[str, Person]:
     names = ("member", "assignee", "creator", "former member", "stranger", "disabled")
     people = {name: sign_up(admin) for name in names} | {"admin": sign_up(admin, "admin"), "nobody": nobody}
     expired = claims_of(people["member"].tokens["access_token"]) | {"exp": int(time.time()) - 5}
@@ -437,55 +437,57 @@ def cast(admin: Person, nobody: Person, service: Service) -> dict[str, Person]:
     return people
 
 
-def new_world(cast: dict[str, Person]) -> dict[str, Any]:
+def new_world(people: dict[str, Person]) -> dict[str, Any]:
     """A project with a task of `creator` for `assignee`, and a task of a member who was removed."""
-    admin, (creator, former) = cast["admin"], (cast["creator"], cast["former member"])
-    project = create_project(admin, cast["member"], cast["assignee"], creator, former)
+    admin, (creator, former) = people["admin"], (people["creator"], people["former member"])
+    project = create_project(admin, people["member"], people["assignee"], creator, former)
     task, task_of_former = create_task(creator, project)["id"], create_task(former, project)["id"]
-    ok(admin.patch(f"/tasks/{task}", json={"assigned_to": cast["assignee"].id}))
+    ok(admin.patch(f"/tasks/{task}", json={"assigned_to": people["assignee"].id}))
     ok(admin.delete(f"/projects/{project['id']}/members/{former.id}"), 204)
     return {"project": project["id"], "task": task, "task_of_former": task_of_former}
 
 
-def act(cast: dict[str, Person], kind: str, sentence: str, world: dict[str, Any]) -> httpx.Response:
+def act(people: dict[str, Person], kind: str, sentence: str, world: dict[str, Any]) -> httpx.Response:
     (line, body, _), tasks = MAY[sentence], f"/projects/{world['project']}/tasks/"
     ids = world | {
         "tasks": tasks,
-        "me": cast[kind].id,
-        "another": cast["member" if kind != "member" else "assignee"].id,
+        "me": people[kind].id,
+        "another": people["member" if kind != "member" else "assignee"].id,
     }
     ids["task"] = world["task_of_former" if kind == "former member" else "task"]
     method, path = line.format(**ids).split(" ")
-    return cast[kind].request(method, path, json=body and {name: ids.get(value, value) for name, value in body.items()})
+    return people[kind].request(
+        method, path, json=body and {name: ids.get(value, value) for name, value in body.items()}
+    )
 
 
 @pytest.mark.parametrize("sentence", MAY)
-def test_who_may(sentence: str, cast: dict[str, Person]) -> None:
-    world = new_world(cast)
+def test_who_may(sentence: str, people: dict[str, Person]) -> None:
+    world = new_world(people)
     paths = [f"/projects/{world['project']}{path}" for path in ("", "/members/", "/tasks/")]
-    before = [cast["admin"].get(path).text for path in paths]
+    before = [people["admin"].get(path).text for path in paths]
     for kinds, expected in zip(CALLERS, (*MAY[sentence][2], 401), strict=True):
         for kind in kinds if expected else ():
-            answer = act(cast, kind, sentence, new_world(cast) if expected < 300 else world)
+            answer = act(people, kind, sentence, new_world(people) if expected < 300 else world)
             assert answer.status_code == expected, f"{kind}: {answer.status_code} {answer.text}"
             problem = refused(answer, expected) if expected >= 400 else {}
             if expected == 404:
-                missing = refused(act(cast, kind, sentence, dict.fromkeys(world, MISSING)), expected)
+                missing = refused(act(people, kind, sentence, dict.fromkeys(world, MISSING)), expected)
                 assert without(problem, "instance") == without(missing, "instance"), "word for word"
-    assert [cast["admin"].get(path).text for path in paths] == before, "what was refused changed nothing"
+    assert [people["admin"].get(path).text for path in paths] == before, "what was refused changed nothing"
 
 
-def test_a_stranger_cannot_see_the_project(cast: dict[str, Person]) -> None:
-    world = new_world(cast)
+def test_a_stranger_cannot_see_the_project(people: dict[str, Person]) -> None:
+    world = new_world(people)
     for kind in ("stranger", "former member"):
-        assert world["project"] not in [project["id"] for project in walk(cast[kind], "/projects/")]
-        hidden = cast[kind].get(f"/tasks/?project_id={world['project']}&count=true")
+        assert world["project"] not in [project["id"] for project in walk(people[kind], "/projects/")]
+        hidden = people[kind].get(f"/tasks/?project_id={world['project']}&count=true")
         assert (ok(hidden), hidden.headers["X-Total-Count"]) == ([], "0")
         for version in ('"1"', '"99"', "*"):
-            refused(cast[kind].delete(f"/tasks/{world['task']}", headers={"If-Match": version}), 404)
+            refused(people[kind].delete(f"/tasks/{world['task']}", headers={"If-Match": version}), 404)
     for kind in ("member", "assignee", "creator"):
-        assert world["project"] in [project["id"] for project in walk(cast[kind], "/projects/")]
-        assert world["task"] in [task["id"] for task in walk(cast[kind], "/tasks/")]
+        assert world["project"] in [project["id"] for project in walk(people[kind], "/projects/")]
+        assert world["task"] in [task["id"] for task in walk(people[kind], "/tasks/")]
 
 
 # ------------------------------------------------------------------------------------------ lists
@@ -553,8 +555,8 @@ FILTERS: dict[str, list[int]] = {
 }  # fmt: skip
 
 
-def test_filters_find(admin: Person, cast: dict[str, Person]) -> None:
-    member = cast["member"]
+def test_filters_find(admin: Person, people: dict[str, Person]) -> None:
+    member = people["member"]
     project = create_project(admin, member)
     rows: list[dict[str, Any]] = [
         {"title": "100% sure", "due_date": "2026-03-10", "status": "completed"},
@@ -573,8 +575,8 @@ def test_filters_find(admin: Person, cast: dict[str, Person]) -> None:
 
 
 @pytest.mark.parametrize("path", ["/projects/", "/users/", "/projects/{}/members/", "/uploads/"])
-def test_every_list_has_pages(path: str, admin: Person, cast: dict[str, Person]) -> None:
-    path = path.format(create_project(admin, *[cast[kind] for kind in ("member", "assignee", "stranger")])["id"])
+def test_every_list_has_pages(path: str, admin: Person, people: dict[str, Person]) -> None:
+    path = path.format(create_project(admin, *[people[kind] for kind in ("member", "assignee", "stranger")])["id"])
     key = "user_id" if "members" in path else "id"
     if "uploads" in path:
         assert statuses([upload(admin, "project_id,title\n") for _ in range(3)]) == {202: 3}
@@ -925,7 +927,7 @@ def test_an_endpoint_that_somebody_adds_works_and_is_guarded(tmp_path: Path, dat
 
 
 @pytest.fixture(scope="module")
-def tuned(new_database: NewDatabase) -> Iterator[Service]:
+def configured(new_database: NewDatabase) -> Iterator[Service]:
     """A service with other settings, behind a prefix."""
     other: dict[str, Any] = {"REGISTRATION": "closed", "VALIDATION_STATUS": "422", "ACCESS_TOKEN_EXPIRE_MINUTES": "5"}
     other |= {"ADMIN_USERNAME": "Boss", "ADMIN_PASSWORD": "pw", "API_KEY": "", "JWT_SECRET_KEY": ""}
@@ -934,20 +936,20 @@ def tuned(new_database: NewDatabase) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def boss(tuned: Service) -> Person:
+def boss(configured: Service) -> Person:
     """The admin that the settings name."""
-    tokens = ok(log_in(tuned.client(), "boss", "pw"))
+    tokens = ok(log_in(configured.client(), "boss", "pw"))
     assert (tokens["expires_in"], tokens["user"]["username"], tokens["user"]["role"]) == (300, "Boss", "admin")
-    assert "ADMIN_PASSWORD has fewer than 8 characters" in tuned.log_text()
-    return tuned.client(**bearer(tokens["access_token"]))
+    assert "ADMIN_PASSWORD has fewer than 8 characters" in configured.log_text()
+    return configured.client(**bearer(tokens["access_token"]))
 
 
-def test_where_registration_is_closed_admins_register(tuned: Service, boss: Person) -> None:
+def test_where_registration_is_closed_admins_register(configured: Service, boss: Person) -> None:
     name = new_name()
-    refused(register(tuned.client(), name), 401)
-    refused(register(tuned.client(X_API_Key="wrong"), name), 401)
+    refused(register(configured.client(), name), 401)
+    refused(register(configured.client(X_API_Key="wrong"), name), 401)
     assert ok(register(boss, name), 201)["username"] == name
-    user = tuned.client(**bearer(ok(log_in(tuned.client(), name))["access_token"]))
+    user = configured.client(**bearer(ok(log_in(configured.client(), name))["access_token"]))
     refused(register(user, new_name()), 403)
 
 

