@@ -1442,9 +1442,9 @@ async def delete_task(request: Request, task_id: PathId) -> Response:
 # ------------------------------------------------------------------------------------------ CSV files
 
 MAX_ROWS = 500_000
-MAX_ROW_BYTES = 1024 * 1024
+MAX_ROW_BYTES = 256 * 1024
 # Of a batch, which is read without a pause and later imported in one transaction; milliseconds each.
-BATCH_ROWS, BATCH_BYTES = 1000, 256 * 1024
+BATCH_ROWS, BATCH_BYTES = 1000, 128 * 1024
 COLUMNS = ("project_id", "title", "description", "status", "assigned_to", "priority", "due_date", "repository")
 FORMULA = re.compile(r"[=+\-@\t\r]")  # what a spreadsheet runs, at the beginning of a cell
 
@@ -1596,7 +1596,7 @@ def read_batches(file: BinaryIO) -> Iterator[list[tuple[int, list[str]]]]:
         while text := file.readline(MAX_ROW_BYTES):
             line, row_bytes = line + 1, row_bytes + len(text)
             if row_bytes >= MAX_ROW_BYTES:
-                raise csv.Error("the row is longer than 1 MiB, or a quote is not closed")
+                raise csv.Error("the row is longer than 256 KiB, or a quote is not closed")
             yield text.decode()
 
     try:
@@ -1606,7 +1606,7 @@ def read_batches(file: BinaryIO) -> Iterator[list[tuple[int, list[str]]]]:
             if cells:
                 batch.append((first_line, cells[: len(COLUMNS) + 1]))
             first_line, row_bytes, batch_bytes = line + 1, 0, batch_bytes + row_bytes
-            if len(batch) == BATCH_ROWS or batch_bytes > BATCH_BYTES:
+            if number % BATCH_ROWS == 0 or batch_bytes > BATCH_BYTES:
                 yield batch
                 batch, batch_bytes = [], 0
     except (UnicodeDecodeError, csv.Error) as error:
@@ -1625,7 +1625,7 @@ async def store_batch(db: Db, upload_id: int, columns: list[str], batch: list[tu
                 fields[name] = text[1:] if text[0] == "'" and FORMULA.match(text, 1) else text
         try:
             task = TaskRow.model_validate(fields)  # the model of the API
-            tasks.append(task.model_dump(mode="json", exclude_unset=True) | {"line": line, "cells": json.dumps(cells)})
+            tasks.append(task.model_dump(mode="json", exclude_unset=True) | {"line": line, "cells": cells})
             repositories |= {task.repository} if task.repository else set()
         except ValidationError as error:
             reasons = [f"{'.'.join(map(str, e['loc'])) or 'row'}: {e['msg']}" for e in error.errors()]

@@ -208,7 +208,7 @@ CREATE OR REPLACE FUNCTION import_batch(upload_id bigint) RETURNS void LANGUAGE 
         SELECT task.*, project.id IS NOT NULL AS has_project,
                task.assigned_to IS NULL OR member.user_id IS NOT NULL AS has_member
         FROM batch CROSS JOIN jsonb_to_recordset(batch.rows) AS task (
-            line integer, cells text, project_id bigint, title text, description text, priority integer, status text,
+            line integer, cells jsonb, project_id bigint, title text, description text, priority integer, status text,
             due_date date, assigned_to bigint, repository text
         )
         LEFT JOIN projects AS project ON project.id = task.project_id
@@ -226,7 +226,7 @@ CREATE OR REPLACE FUNCTION import_batch(upload_id bigint) RETURNS void LANGUAGE 
         RETURNING id
     ), rejected AS (
         INSERT INTO upload_errors (upload_id, line, cells, error)
-        SELECT $1, line, cells,
+        SELECT $1, line, cells::text,
                CASE WHEN has_project THEN 'assigned_to: The assignee is not a member of the project.'
                     ELSE 'project_id: There is no such project.' END
         FROM checked WHERE NOT (has_project AND has_member)

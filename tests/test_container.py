@@ -274,7 +274,7 @@ def test_nothing_was_stored_that_a_client_is_told_to_retry(stack: Stack, root: P
     found = {status: {title for title in answers if answers[title].status_code == status} for status in (201, 502, 503)}
     lost = found[502].intersection(stored)
     print(f"killed: {statuses(list(answers.values()))}; {len(stored)} stored, {len(lost)} of them without an answer")
-    assert statuses(list(answers.values())).keys() == found.keys()
+    assert {201, 503} <= statuses(list(answers.values())).keys() <= found.keys()
     assert sorted(found[201] | lost) == stored
     for title in found[502]:
         assert "may or may not have been carried out" in refused(answers[title], 502)["detail"]
@@ -316,10 +316,10 @@ def test_a_prefix_and_a_generated_key_need_no_other_file(stack: Stack) -> None:
         root = Service(f"{stack.service.url}{base}").client(X_API_Key=key)
         answer = root.post("/tasks/", json={"title": "T"})
         assert answer.headers["Location"] == f"{base}/tasks/{ok(answer, 201)['id']}"
-        file = f"project_id,title\n{answer.json()['project_id']},T\n"
-        assert finished(root, upload(root, file))["rows_inserted"] == 1
+        inbox = answer.json()["project_id"]
+        assert finished(root, upload(root, f"project_id,title\n{inbox},T\n"))["rows_inserted"] == 1
         assert root.get("/tasks?limit=1").links["next"]["url"].startswith(f"{base}/tasks?")
-        assert len(walk(root, "/tasks?limit=1")) >= 2
+        assert len(walk(root, f"/projects/{inbox}/tasks?limit=1")) >= 2
     nobody = stack.service.client()
     refused(nobody.get("/pmtasks/"), 404)
     assert ok(nobody.get("/pm/openapi.json"))["servers"][0] == {"url": "/pm"}
