@@ -372,7 +372,7 @@ def finished(admin: httpx.Client, accepted: httpx.Response, seconds: float = 20)
     ok(accepted, 202)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        found = ok(admin.get(accepted.url.join(accepted.headers["Location"])))
+        found = ok(admin.get(admin.base_url.join(accepted.headers["Location"])))
         if found["state"] in ("done", "failed"):
             return found
         time.sleep(0.02)

@@ -1,5 +1,6 @@
 """A PostgreSQL server that a test may stop, crash, freeze and promote. Needs Linux, and the embedded PostgreSQL."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import asyncpg
 
 from tests.conftest import free_port, query
 
@@ -75,3 +78,16 @@ def some_server() -> Iterator[Server]:
             server.signal(signal.SIGCONT)
             with suppress(AssertionError):  # it was stopped before
                 server.control("stop", "-m", "immediate")
+
+
+@contextmanager
+def held(database_url: str, *statements: str) -> Iterator[None]:
+    """A transaction of another session that has run the statements, and is rolled back after the block."""
+    with asyncio.Runner() as runner:
+        db = runner.run(asyncpg.connect(database_url))
+        for statement in ("BEGIN", *statements):
+            runner.run(db.execute(statement))
+        try:
+            yield
+        finally:
+            runner.run(db.close())
