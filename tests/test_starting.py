@@ -38,7 +38,6 @@ from tests.conftest import (
 from tests.postgres import Server, held, some_server
 
 ANSWER_SECONDS = 3.2  # 3 s are promised; the rest is for a busy machine
-STOP_SECONDS = 15.0
 KEY_LINE = r"X-API-Key: (\S+)$"
 
 
@@ -224,8 +223,8 @@ def test_sigterm_ends_what_runs_and_waits_for_no_client_that_hangs(workers: str,
             slow.sendall(body[8:])
             assert slow.recv(1000).startswith(b"HTTP/1.1 201")
             assert {answer.result().status_code for answer in waiting} == {201}
-            own.process.wait(STOP_SECONDS + 5)
-            assert time.monotonic() - begun < STOP_SECONDS
+            own.process.wait(20)
+            assert time.monotonic() - begun < 15
             hung.close()
         with serve(DATABASE_URL=url) as later, later.client(X_API_Key=KEYS[0]) as admin:
             assert finished(admin, accepted, 30)["rows_inserted"] == 20_000
