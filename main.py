@@ -8,14 +8,14 @@ tasks and CSV files, each with its models next to its endpoints; then the applic
 """
 
 import asyncio
-import codecs
 import csv
+import gc
 import hashlib
 import io
-import itertools
 import json
 import logging
 import os
+import random
 import re
 import secrets
 import sys
@@ -48,7 +48,6 @@ from pydantic.json_schema import models_json_schema
 from pydantic_core import PydanticCustomError, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import TypeAliasType
@@ -82,7 +81,6 @@ class Settings(BaseSettings):
     admin_password: str | None = Field(None, min_length=1)
     registration: Literal["open", "closed"] = "open"
     validation_status: Annotated[Literal[400, 422], BeforeValidator(int)] = 400
-    cors_origins: str = Field("", pattern=r"^(\*|https?://[^/\s,*]+(\s*,\s*https?://[^/\s,*]+)*)?$")
     github_api_base: str = Field("https://api.github.com", pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")
     github_token: str = ""
 
@@ -281,6 +279,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     worker.service_id = worker.outage = None
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it would quote malformed input
     complete_openapi(app)
+    gc.freeze()  # what was imported stays; to collect it would take 50 ms
     booting = asyncio.create_task(boot_until_done())
     tasks = {booting, asyncio.create_task(import_uploads())}
     await asyncio.wait({booting}, timeout=2)  # usually ready for the first request
@@ -391,7 +390,6 @@ async def as_problem(request: Request, error: Exception) -> Response:
 
 # ------------------------------------------------------------------------------------------ authentication
 
-MAX_BODY_BYTES = 1024 * 1024
 TOKEN_REFUSED = "The token is malformed, expired or revoked, or its user is disabled."  # noqa: S105
 SECURITY_SCHEMES = {
     "APIKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "Logged at start, or API_KEY."},
@@ -489,16 +487,24 @@ class AdminRoute(CallerRoute):
     is_for_admins = True
 
 
+def header(description: str, name: str = "", type: str = "string") -> dict[str, Any]:
+    """For the OpenAPI document: a header of an answer or, with a name, of a request."""
+    described = {"description": description, "schema": {"type": type}}
+    return described | {"name": name, "in": "header"} if name else described
+
+
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+RETRY_AFTER = {"Retry-After": header("Seconds to wait, with 429 and 503.", type="integer")}
 ROUTER: dict[str, Any] = {
-    "responses": {"default": {"description": "The request was refused, or failed.", "content": PROBLEM}},
-    "max_body_size": MAX_BODY_BYTES,
+    "responses": {"default": {"description": "Refused, or failed.", "headers": RETRY_AFTER, "content": PROBLEM}},
+    "max_body_size": 1024 * 1024,
     "generate_unique_id_function": lambda route: route.name,
 }
 # An endpoint's router says who may call it.
 public = APIRouter(**ROUTER)
 api = APIRouter(route_class=CallerRoute, **ROUTER)
 admin = APIRouter(route_class=AdminRoute, **ROUTER)
+
 # ------------------------------------------------------------------------------------------ requests and lists
 
 
@@ -527,16 +533,11 @@ NOT_BLANK = r"^[^\x00]*[^\s\x00][^\x00]*$"
 Id = Annotated[int, Field(ge=1, lt=2**63, json_schema_extra=INT64, examples=[1])]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=NOT_BLANK)]
 Text = Annotated[str, StringConstraints(max_length=10_000, pattern=NO_NUL)]
-DueDate = Annotated[date, BeforeValidator(read_date), Field(ge=date(1900, 1, 1), le=date(9998, 12, 31), strict=False)]
-QueryId = Annotated[int, BeforeValidator(read_integer), Field(ge=0, lt=2**63, json_schema_extra=INT64)]
+DueDate = Annotated[date, Field(ge=date(1900, 1, 1), le=date(9998, 12, 31), strict=False), BeforeValidator(read_date)]
+QueryId = Annotated[int, Field(ge=0, lt=2**63, json_schema_extra=INT64), BeforeValidator(read_integer)]
+Offset = Annotated[int, Field(ge=0, lt=2**62, json_schema_extra=INT64), BeforeValidator(read_integer)]
 QueryText = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=NO_NUL)]
 PathId = Annotated[QueryId, Path(openapi_examples={"first": {"value": 1}})]
-
-
-def header(description: str, name: str = "", type: str = "string") -> dict[str, Any]:
-    """For the OpenAPI document: a header of an answer or, with a name, of a request."""
-    described = {"description": description, "schema": {"type": type}}
-    return described | {"name": name, "in": "header"} if name else described
 
 
 def documented(status: int, *request_headers: dict[str, Any], headers: Any = None, **options: Any) -> dict[str, Any]:
@@ -678,9 +679,9 @@ async def create_row(request: Request, location: str, sql: str, **values: Any) -
 class Page(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    limit: Annotated[int, BeforeValidator(read_integer), Field(ge=1, le=200, description="Rows at most.")] = 100
+    limit: Annotated[int, Field(ge=1, le=200, description="Rows at most."), BeforeValidator(read_integer)] = 100
     cursor: Annotated[str, Field(max_length=100)] | None = omitted(description="From the `Link` of the page before.")
-    offset: Annotated[QueryId, Field(le=2**62)] | None = omitted(description="Rows to skip; not with `cursor`.")
+    offset: Offset | None = omitted(description="Rows to skip; not with `cursor`.")
     count: bool = Field(False, description="Count all rows.")
 
 
@@ -771,10 +772,9 @@ class UserCreate(Body):
     password: Password
 
 
-class Credentials(Body):
-    model_config = example(username="ada", password="correct horse battery")  # noqa: S106
-    username: Annotated[str, StringConstraints(max_length=254, pattern=NO_NUL)]
-    password: Annotated[str, StringConstraints(max_length=1000, pattern=NO_NUL)]
+class Credentials(Body):  # examples by field, because /docs fills in forms so
+    username: str = Field(max_length=254, pattern=NO_NUL, examples=["ada"])
+    password: str = Field(max_length=1000, pattern=NO_NUL, examples=["correct horse battery"])
 
 
 class TokenForm(Credentials):
@@ -863,8 +863,8 @@ async def log_in(request: Request, credentials: Credentials) -> Response:
         ) AS failures
         LEFT JOIN users ON lower(users.username) = :username AND users.is_active
     """
-    address = request.client.host if request.client else ""
-    attempt = {"username": credentials.username.lower(), "address": address[:100]}
+    address = request.client.host[:100] if request.client else ""
+    attempt = {"username": credentials.username.lower(), "address": address}
     row = await fetch_row(sql, **attempt)
     if row is None or row["too_many"]:
         raise Refusal(429, "Too many failed sign-ins; wait a minute.", Retry_After="60")
@@ -1125,7 +1125,6 @@ async def remove_member(request: Request, project_id: PathId, user_id: PathId) -
 
 # ------------------------------------------------------------------------------------------ tasks
 
-GITHUB_SECONDS = 5.0  # for a look-up, redirects included
 GITHUB_MAX_BYTES = 256 * 1024
 GITHUB_FAILED = "GitHub gave no valid answer; nothing is stored."
 # Not compressed, so that GITHUB_MAX_BYTES bounds the memory.
@@ -1170,6 +1169,7 @@ class TaskCreate(TaskUpdate):
 
 
 class TaskCreateAnywhere(TaskCreate):
+    model_config = example(title="Choose a host", priority=8, project_id=1)
     project_id: Id | None = omitted(description="The Inbox of the caller, if left out.")
 
 
@@ -1231,7 +1231,7 @@ async def fetch_repository(name: str) -> GitHubRepository:
     url = f"{settings.github_api_base.rstrip('/')}/repos/{name}"
     body = b""
     try:
-        async with asyncio.timeout(GITHUB_SECONDS), worker.github.stream("GET", url) as answer:
+        async with asyncio.timeout(5), worker.github.stream("GET", url) as answer:
             async for chunk in answer.aiter_raw():
                 body += chunk
                 if len(body) > GITHUB_MAX_BYTES:
@@ -1479,23 +1479,27 @@ UPLOAD_JSON = json_object(
 @admin.post("/upload/csv", response_model=Upload, tags=["CSV"], **ACCEPTED)
 async def upload_csv(request: Request, file: CsvUpload) -> Response:
     """Store the rows of a CSV file, to become tasks in the background; `Location` shows the progress. For admins.
-
     UTF-8, at most 64 MiB and 500,000 rows. The first line names the columns, in any order: `project_id` and `title`,
     and optionally `description`, `status`, `assigned_to`, `priority`, `due_date`, `repository`.
     """
     filename = re.sub(r"[^\w .()-]", "_", re.split(r"[/\\]", file.filename or "")[-1])[-100:] or "upload.csv"
     batches = read_batches(file.file)
-    first_batch = next(batches)
-    columns = [cell.strip().lower() for cell in first_batch.pop(0)[1]] if first_batch else []
+    columns = [cell.strip().lower() for _, cells in next(batches) for cell in cells]
     if len(set(columns)) < len(columns) or not {"project_id", "title"} <= set(columns) <= set(COLUMNS):
         raise invalid("body", "file", msg=f"Line 1: expected names of columns, {', '.join(COLUMNS)}; two are required")
     async with transaction() as db:
         sql = "INSERT INTO uploads (filename, columns, created_by) VALUES ($1, $2, $3) RETURNING id"
         upload_id = await db.fetchval(sql, filename, columns, request.user["caller_id"])
-        for batch in itertools.chain([first_batch], batches):
-            await store_batch(db, upload_id, columns, batch)
-        sql = f"SELECT upload.id, {UPLOAD_JSON} FROM uploads AS upload WHERE upload.id = $1"
-        row = require_row(await db.fetchrow(sql, upload_id))
+        rows_total = 0
+        for batch in batches:
+            rows_total += len(batch)
+            if batch:
+                sql = "INSERT INTO upload_batches (upload_id, line, rows) VALUES ($1, $2, $3)"
+                await db.execute(sql, upload_id, batch[0][0], json.dumps(batch))
+            await asyncio.sleep(0)  # requests first
+        update = "UPDATE uploads SET rows_total = $2 WHERE id = $1 RETURNING *"
+        sql = f"WITH upload AS ({update}) SELECT upload.id, {UPLOAD_JSON} FROM upload"
+        row = require_row(await db.fetchrow(sql, upload_id, rows_total))
     worker.uploaded.set()
     return row_response(request, row, 202, "/uploads/")
 
@@ -1503,10 +1507,8 @@ async def upload_csv(request: Request, file: CsvUpload) -> Response:
 @admin.get("/uploads/", response_model=list[Upload], tags=["CSV"], **listed(Page))
 async def list_uploads(request: Request) -> Response:
     """All uploads, newest first. For admins."""
-    newest_first = Order("upload.id", "upload.id", is_descending=True)
-    return await list_rows(
-        request, read_page(request, Page), UPLOAD_JSON, "FROM uploads AS upload WHERE true", newest_first
-    )
+    source, newest_first = "FROM uploads AS upload WHERE true", Order("upload.id", "upload.id", is_descending=True)
+    return await list_rows(request, read_page(request, Page), UPLOAD_JSON, source, newest_first)
 
 
 @admin.get("/uploads/{upload_id}", response_model=Upload, tags=["CSV"])
@@ -1527,7 +1529,6 @@ async def download_latest_errors() -> Response:
 async def download_upload_errors(upload_id: PathId) -> Response:
     """The rejected rows of an upload as a CSV file: as they came, with `line` and `error`. For admins."""
     upload = require_row(await fetch_row("SELECT id, filename, columns FROM uploads WHERE id = :id", id=upload_id))
-
     columns = upload["columns"]
     sql = """
         SELECT line, cells, error FROM upload_errors WHERE upload_id = :upload_id AND line > :after
@@ -1584,9 +1585,9 @@ class TaskRow(TaskCreate):
 
 
 def read_batches(file: BinaryIO) -> Iterator[list[tuple[int, list[str]]]]:
-    """The rows of a CSV file as (line, cells), in batches, without blank lines. Raises a Refusal where it is no CSV. A
-    row that is too wide is cut, and keeps one cell too many, to be rejected for it."""
-    if file.read(3) != codecs.BOM_UTF8:
+    """The rows of a CSV file as (line, cells) without blank lines, in batches; the first has the header alone. Raises a
+    Refusal where it is no CSV. A row that is too wide is cut, and keeps one cell too many, to be rejected for it."""
+    if file.read(3) != b"\xef\xbb\xbf":  # a byte order mark
         file.seek(0)
     line, first_line, row_bytes, batch_bytes = 0, 1, 0, 0
     batch: list[tuple[int, list[str]]] = []
@@ -1615,37 +1616,6 @@ def read_batches(file: BinaryIO) -> Iterator[list[tuple[int, list[str]]]]:
     yield batch
 
 
-async def store_batch(db: Db, upload_id: int, columns: list[str], batch: list[tuple[int, list[str]]]) -> None:
-    """Store the valid rows of a batch as tasks to be inserted, the others as rejected."""
-    tasks, rejected, repositories = [], [], set[str]()
-    for number, (line, cells) in enumerate(batch):
-        fields = {"cells": f"{len(cells)} under {len(columns)} columns"} if len(cells) != len(columns) else {}
-        for name, cell in zip(columns, cells, strict=False):
-            if text := cell if name == "description" else cell.strip():
-                fields[name] = text[1:] if text[0] == "'" and FORMULA.match(text, 1) else text
-        try:
-            task = TaskRow.model_validate(fields)  # the model of the API
-            tasks.append(task.model_dump(mode="json", exclude_unset=True) | {"line": line, "cells": cells})
-            repositories |= {task.repository} if task.repository else set()
-        except ValidationError as error:
-            reasons = [f"{'.'.join(map(str, e['loc'])) or 'row'}: {e['msg']}" for e in error.errors()]
-            rejected.append((upload_id, line, json.dumps(cells), "; ".join(reasons)))
-        if number % 20 == 0:
-            await asyncio.sleep(0)  # requests first
-    sql = "INSERT INTO repositories (full_name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING"
-    await db.execute(sql, sorted(repositories))
-    if tasks:
-        sql = "INSERT INTO upload_batches (upload_id, line, rows) VALUES ($1, $2, $3)"
-        await db.execute(sql, upload_id, batch[0][0], json.dumps(tasks))
-    await db.copy_records_to_table("upload_errors", records=rejected, columns=["upload_id", "line", "cells", "error"])
-    sql = """
-        UPDATE uploads SET rows_total = rows_total + $2, rows_rejected = rows_rejected + $3,
-               state = CASE WHEN rows_total + $2 = rows_rejected + $3 THEN 'done' ELSE 'queued' END
-        WHERE id = $1
-    """
-    await db.execute(sql, upload_id, len(batch), len(rejected))
-
-
 async def import_uploads() -> None:
     """Import stored batches as long as the worker runs."""
     while True:
@@ -1664,26 +1634,55 @@ async def import_batch() -> bool:
     """Import a batch of the file that has waited longest; False when none waits. The batch leaves the queue in the
     transaction that inserts its tasks: each row is imported once, whatever dies. A batch that fails is tried three
     times, other files first; for example, one of its projects was deleted meanwhile."""
-    upload_id = None
+    upload = None
     try:
         async with transaction() as db:
             sql = """
-                SELECT id FROM uploads WHERE state IN ('queued', 'running')
+                SELECT id, columns FROM uploads WHERE state IN ('queued', 'running')
                 ORDER BY attempted_at LIMIT 1 FOR UPDATE SKIP LOCKED
             """
-            if upload_id := await db.fetchval(sql):
-                await db.execute("SELECT import_batch($1)", upload_id)
+            if upload := await db.fetchrow(sql):
+                await import_rows(db, upload["id"], upload["columns"])
     except Exception as error:
-        if upload_id is None or (is_outage(error) and not isinstance(error, asyncpg.QueryCanceledError)):
+        if upload is None or (is_outage(error) and not isinstance(error, asyncpg.QueryCanceledError)):
             raise
-        log.error("Import of upload %s: a batch failed", upload_id, exc_info=error)
+        log.error("Import of upload %s: a batch failed", upload["id"], exc_info=error)
         sql = """
             UPDATE uploads SET failures = failures + 1, attempted_at = clock_timestamp(),
                    state = CASE WHEN failures < 2 THEN state ELSE 'failed' END
             WHERE id = :upload_id
         """
-        await fetch_row(sql, upload_id=upload_id)
-    return upload_id is not None
+        await fetch_row(sql, upload_id=upload["id"])
+    return upload is not None
+
+
+async def import_rows(db: Db, upload_id: int, columns: list[str]) -> None:
+    """Take the next batch from the queue, and make its rows tasks or rejected rows."""
+    sql = """
+        DELETE FROM upload_batches
+        WHERE upload_id = $1 AND line = (SELECT min(line) FROM upload_batches WHERE upload_id = $1)
+        RETURNING rows
+    """
+    rows = json.loads(await db.fetchval(sql, upload_id) or "[]")
+    tasks, rejected, repositories = [], [], set[str]()
+    for number, (line, cells) in enumerate(rows):
+        fields = {"cells": f"{len(cells)} under {len(columns)} columns"} if len(cells) != len(columns) else {}
+        for name, cell in zip(columns, cells, strict=False):
+            if text := cell if name == "description" else cell.strip():
+                fields[name] = text[1:] if text[0] == "'" and FORMULA.match(text, 1) else text
+        try:
+            task = TaskRow.model_validate(fields)  # the model of the API
+            tasks.append(task.model_dump(mode="json", exclude_unset=True) | {"line": line, "cells": cells})
+            repositories |= {task.repository} if task.repository else set()
+        except ValidationError as error:
+            reasons = [f"{'.'.join(map(str, e['loc'])) or 'row'}: {e['msg']}" for e in error.errors()]
+            rejected.append((upload_id, line, json.dumps(cells), "; ".join(reasons)))
+        if number % 20 == 0:
+            await asyncio.sleep(0)  # requests first
+    sql = "INSERT INTO repositories (full_name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING"
+    await db.execute(sql, sorted(repositories, key=str.lower))  # in one order, or two imports would deadlock
+    await db.copy_records_to_table("upload_errors", records=rejected, columns=["upload_id", "line", "cells", "error"])
+    await db.execute("SELECT import_tasks($1, $2, $3)", upload_id, json.dumps(tasks), len(rejected))
 
 
 # ------------------------------------------------------------------------------------------ application
@@ -1710,7 +1709,8 @@ async def redirect_to_docs(request: Request) -> Response:
     return RedirectResponse(f"{request.scope['root_path']}/docs")
 
 
-HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"private, no-cache"))
+CSP = (b"content-security-policy", b"default-src 'self' 'unsafe-inline' data: blob:")  # /docs has inline scripts
+HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"private, no-cache"), CSP)
 
 
 @lru_cache(1000)
@@ -1729,7 +1729,7 @@ class RequestMiddleware:
             return await self.app(scope, receive, send)
         request_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", request_id):
-            request_id = secrets.token_hex(8)
+            request_id = f"{random.getrandbits(64):016x}"
         scope = dict(scope, method="GET" if scope["method"] == "HEAD" else scope["method"])
         scope["state"] = scope.get("state", {}) | {"request_id": request_id}
         if scope["path"].startswith(f"{scope['root_path']}/api/v1/"):
@@ -1755,7 +1755,11 @@ class RequestMiddleware:
 
 def complete_openapi(app: FastAPI) -> None:
     """Add to the document what no endpoint can declare: the schemes, and the schemas that are referred to by name."""
-    components = app.openapi()["components"]
+    document = app.openapi()
+    components, paths = document["components"], document["paths"]
+    for path in sorted(paths, key=lambda path: path.endswith("}")):  # as people use them: create, list, read
+        paths[path] = dict(sorted(paths.pop(path).items(), key=lambda operation: operation[0] != "post"))
+    document["security"] = []  # of the operations that name none
     components["securitySchemes"] = SECURITY_SCHEMES
     models: Any = [(Problem, "serialization"), (AllTasksPage, "validation")]
     _, definitions = models_json_schema(models, ref_template=SCHEMA_REF)
@@ -1791,9 +1795,6 @@ app = FastAPIOffline(
 app.router.route_class = CallerRoute
 app.router.dependencies.append(Depends(authenticate))
 app.add_middleware(RequestMiddleware)
-if settings.cors_origins:
-    origins, every = re.split(r"\s*,\s*", settings.cors_origins), ["*"]
-    app.add_middleware(CORSMiddleware, origins, every, every, expose_headers=every)
 
 if __name__ == "__main__":
     uvicorn.main(["main:app", *sys.argv[1:]])

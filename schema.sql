@@ -178,11 +178,11 @@ CREATE TABLE IF NOT EXISTS uploads (
 -- The next turn: the file that has waited longest.
 CREATE INDEX IF NOT EXISTS uploads_waiting ON uploads (attempted_at) WHERE state IN ('queued', 'running');
 
--- The rows still to be imported, some hundreds in a batch. Deleted by the transaction that imports them.
+-- The rows still to be imported, up to a thousand in a batch. Deleted by the transaction that imports them.
 CREATE TABLE IF NOT EXISTS upload_batches (
     upload_id bigint NOT NULL REFERENCES uploads,
     line      integer NOT NULL, -- of the first row
-    rows      jsonb NOT NULL, -- the fields of tasks, and of each row its line and its cells
+    rows      text NOT NULL, -- JSON, [[line, [cell, ...]], ...]; not as jsonb, which has no NUL
     PRIMARY KEY (upload_id, line)
 );
 
@@ -195,19 +195,16 @@ CREATE TABLE IF NOT EXISTS upload_errors (
     PRIMARY KEY (upload_id, line)
 );
 
--- Imports the next batch of an upload: inserts its tasks, and rejects the rows whose project does not exist or whose
--- assignee is not its member. The caller holds the lock on the upload.
-CREATE OR REPLACE FUNCTION import_batch(upload_id bigint) RETURNS void LANGUAGE sql AS $$
+-- Inserts the tasks of a batch, each with its line and its cells, and rejects those whose project does not exist or
+-- whose assignee is not its member; `rejected` counts the rows that were rejected before. The caller holds the lock on
+-- the upload.
+CREATE OR REPLACE FUNCTION import_tasks(upload_id bigint, tasks jsonb, rejected integer) RETURNS void LANGUAGE sql AS $$
     WITH upload AS (
         SELECT id, created_by FROM uploads WHERE id = $1
-    ), batch AS (
-        DELETE FROM upload_batches
-        WHERE upload_id = $1 AND line = (SELECT min(line) FROM upload_batches WHERE upload_id = $1)
-        RETURNING rows
     ), checked AS (
         SELECT task.*, project.id IS NOT NULL AS has_project,
                task.assigned_to IS NULL OR member.user_id IS NOT NULL AS has_member
-        FROM batch CROSS JOIN jsonb_to_recordset(batch.rows) AS task (
+        FROM jsonb_to_recordset($2) AS task (
             line integer, cells jsonb, project_id bigint, title text, description text, priority integer, status text,
             due_date date, assigned_to bigint, repository text
         )
@@ -224,7 +221,7 @@ CREATE OR REPLACE FUNCTION import_batch(upload_id bigint) RETURNS void LANGUAGE 
         WHERE task.has_project AND task.has_member
         ORDER BY task.line
         RETURNING id
-    ), rejected AS (
+    ), refused AS (
         INSERT INTO upload_errors (upload_id, line, cells, error)
         SELECT $1, line, cells::text,
                CASE WHEN has_project THEN 'assigned_to: The assignee is not a member of the project.'
@@ -234,8 +231,8 @@ CREATE OR REPLACE FUNCTION import_batch(upload_id bigint) RETURNS void LANGUAGE 
     )
     UPDATE uploads SET
         rows_inserted = rows_inserted + (SELECT count(*) FROM inserted),
-        rows_rejected = rows_rejected + (SELECT count(*) FROM rejected),
-        state = CASE WHEN rows_inserted + rows_rejected + (SELECT count(*) FROM checked) = rows_total
+        rows_rejected = rows_rejected + (SELECT count(*) FROM refused) + $3,
+        state = CASE WHEN rows_inserted + rows_rejected + (SELECT count(*) FROM checked) + $3 = rows_total
                      THEN 'done' ELSE 'running' END,
         failures = 0,
         attempted_at = clock_timestamp()

@@ -152,8 +152,8 @@ def with_fields(fields: dict[str, str], **valid: str) -> list[str]:
 
 
 def test_a_body_that_is_no_object_is_refused(refuses: Refuses) -> None:
-    refuses([message("POST /projects/", body=body) for body in [*DOCUMENTS, "{}"]])
-    refuses([message("POST /projects/", JSON, "Content-Length: 0")])
+    bodies = [message("POST /projects/", body=body) for body in [*DOCUMENTS, "{}"]]
+    refuses([*bodies, message("POST /projects/", JSON, "Content-Length: 0")])
 
 
 def test_an_invalid_field_is_refused_in_creates_and_in_updates(admin: Person, refuses: Refuses) -> None:
@@ -180,8 +180,7 @@ def test_an_invalid_account_or_login_is_refused(admin: Person, refuses: Refuses)
     logins = with_fields({"username": words, "password": words}, username="ada", password="x")  # noqa: S106
     refuses([message("POST /auth/login", body=body, key=None) for body in [*logins, '{"username": "ada"}', "[]"]])
     names = {"username": r""" "\u212aelvin" "\u0130" "'OR'1'='1" "service" "\u202e" """}
-    unknown = with_fields(names, password=MARKER)
-    refuses([message("POST /auth/login", body=body, key=None) for body in unknown], 401)
+    refuses([message("POST /auth/login", body=body, key=None) for body in with_fields(names, password=MARKER)], 401)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -426,14 +425,13 @@ def test_a_body_over_the_limit_is_refused_whether_declared_or_chunked(admin: Per
     update = f"PATCH /tasks/{create_task(admin, create_project(admin))['id']}"
     declared = f"Content-Length: {MEBIBYTE + 1}"
     chunks = b"100001\r\n" + MARKER.encode().ljust(MEBIBYTE + 1) + b"\r\n0\r\n\r\n"
-    head = b"--B\r\n" + FILE_HEAD + b"\r\n\r\n" + CSV_HEAD
-    mebibytes = (b"100000\r\n" + b"1,T,x\n".ljust(MEBIBYTE) + b"\r\n") * 66
+    begun = (b"--B\r\n" + FILE_HEAD + b"\r\n\r\n" + CSV_HEAD).ljust(MEBIBYTE)
     cases = [message(start, JSON, declared) for start in ("POST /projects/", update)]
     cases += [message("POST /projects/", JSON, f"Content-Length: {10**12}")]
     cases += [message("POST /auth/token", FORM, declared, key=None)]
     cases += [message("POST /upload/csv", MULTIPART, f"Content-Length: {66 * MEBIBYTE}")]
     cases += [message(start, JSON, CHUNKED, body=chunks) for start in ("POST /projects/", "POST /auth/login")]
-    cases += [message("POST /upload/csv", MULTIPART, CHUNKED, body=b"%x\r\n%s\r\n" % (len(head), head) + mebibytes)]
+    cases += [message("POST /upload/csv", MULTIPART, CHUNKED, body=(b"100000\r\n" + begun + b"\r\n") * 66)]
     refuses(cases, 413)
     refuses([message("POST /projects/", JSON, size, key=None) for size in (declared, CHUNKED)], 401, 413)
     full = admin.post("/projects/", content=PROJECT.ljust(MEBIBYTE), headers={"Content-Type": "application/json"})

@@ -248,9 +248,10 @@ def test_memory_stays_flat_after_64_mib_and_others_are_served_meanwhile(database
         project, held_bytes, seconds = create_project(admin), [rss(own)], list[float]()
         content = rows_of(project, 470_000, 125)
         assert 60 * 2**20 < len(content) <= 64 * 2**20
+        admin.timeout = 120  # all rows are checked before the answer
         with ThreadPoolExecutor(1) as pool:
             for _ in range(2):
-                sending = pool.submit(upload, own.client(X_API_Key=KEYS[0]), content)
+                sending = pool.submit(upload, admin, content)
                 while not sending.done() or ok(admin.get(sending.result().headers["Location"]))["state"] != "done":
                     begun = time.monotonic()
                     ok(admin.get("/projects/?limit=1"))
@@ -259,8 +260,7 @@ def test_memory_stays_flat_after_64_mib_and_others_are_served_meanwhile(database
                 held_bytes.append(rss(own))
         slowest = sorted(seconds)[int(len(seconds) * 0.99)]
         print(f"\nMemory {[bytes // 10**6 for bytes in held_bytes]} MB; GET p99 {slowest * 1000:.0f} ms meanwhile")
-        assert held_bytes[2] - held_bytes[1] < 10**7
-        assert held_bytes[2] < 150 * 2**20
+        assert held_bytes[2] < min(held_bytes[1] + 10**7, 150 * 2**20)
         assert slowest < 0.5
 
 

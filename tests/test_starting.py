@@ -147,7 +147,7 @@ WRONG_SETTINGS = f"""
     ADMIN_USERNAME=a/b ADMIN_PASSWORD={MARKER}
     ADMIN_USERNAME=Service ADMIN_PASSWORD={MARKER}
     API_KEY=,
-    CORS_ORIGINS=https://*.example GITHUB_API_BASE=ftp://x
+    GITHUB_API_BASE=ftp://x
     DATA_DIR=/proc/self/data DATABASE_URL=
 """
 
