@@ -108,6 +108,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     for name in ("Dockerfile", ".dockerignore", "compose.yaml", "main.py", "schema.sql", "requirements.txt"):
         shutil.copy(ROOT / name, checkout)
     shutil.copytree(ROOT / "deploy", checkout / "deploy")
+    shutil.copytree(ROOT / "client", checkout / "client", ignore=shutil.ignore_patterns(".venv", ".*_cache"))
     for name in (".env", "id_rsa", "test_more.py"):
         (checkout / name).write_text(f"GITHUB_TOKEN={LEAKED}\n")
     for path in checkout.glob("*.*"):
