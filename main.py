@@ -248,7 +248,7 @@ def log_outage(error: BaseException) -> None:
     cause = f"{type(error).__name__}: {error}".removesuffix(": ")
     if cause != worker.outage:
         worker.outage = cause
-        hosts = urlsplit(settings.database_url or "").netloc.rpartition("@")[2] or settings.data_dir
+        hosts = urlsplit(settings.database_url or "").netloc.rpartition("@")[2] or "its socket"
         log.error("The database at %s is unavailable (%s)", hosts, cause)
 
 
@@ -471,7 +471,7 @@ class CallerRoute(APIRoute):
     def __init__(self, *args: Any, **options: Any) -> None:
         security: dict[str, Any] = {"security": [{name: []} for name in SECURITY_SCHEMES]}
         options["openapi_extra"] = security | (options.get("openapi_extra") or {})
-        if "GET" in (options["methods"] or ["GET"]):
+        if "GET" in (options.get("methods") or ["GET"]):
             options["max_body_size"] = None  # no body is read
         super().__init__(*args, **options)
 
@@ -616,8 +616,8 @@ def row_response(request: Request, row: Row, status: int = 200, location: str | 
     if "body" not in row:
         return Response(status_code=204)
     headers = {"ETag": f'"{row["version"]}"'} if "version" in row else {}
-    known = request.headers.get("If-None-Match", "") if request.method == "GET" and headers else ""
-    if known == "*" or (known and headers["ETag"] in re.findall(r'"[^"]*"', known)):
+    known = dict(request.scope["headers"]).get(b"if-none-match", b"").decode("latin-1")
+    if known and headers and request.method == "GET" and (known == "*" or headers["ETag"] in known):
         return Response(None, 304, headers)
     if location is not None:
         headers["Location"] = f"{request.scope['root_path']}{location}{row['id']}"
@@ -628,7 +628,7 @@ async def answer_row(request: Request, sql: str, **values: Any) -> Response:
     """Run a statement of one row and show the row. It may name :caller_id, :is_admin, and :versions, those in If-Match;
     NULL is any, and a weak tag none (RFC 9110)."""
     versions = None
-    if (tags := request.headers.get("If-Match", "*")) != "*":
+    if (tags := dict(request.scope["headers"]).get(b"if-match", b"*").decode("latin-1")) != "*":
         if not re.fullmatch(r'((W/)?"[!#-~]*"[ \t,]*)+', tags):
             raise invalid("header", "If-Match", msg="Input should be entity tags, as in the ETag header")
         versions = [int(tag) for tag in re.findall(r'(?<!W/)"([1-9][0-9]{0,8})"', tags)]
