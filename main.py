@@ -37,7 +37,6 @@ import httpx
 import jwt
 import uvicorn
 from databases import Database
-from databases.core import Connection as PooledConnection
 from fastapi import APIRouter, Depends, FastAPI, File, Form, Path, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, StreamingResponse
@@ -108,7 +107,7 @@ log = logging.getLogger("uvicorn.service")  # below "uvicorn", which has a handl
 # ------------------------------------------------------------------------------------------ database
 
 # A client gets its 503 within 3 s: at most ACQUIRE_SECONDS for a connection of the pool, then STATEMENT_SECONDS. The
-# server's own limits are shorter, so that a slow statement does not cost a connection; these are for one that hangs.
+# server's own limits are shorter, so that a slow statement does not cost a connection; these are for a hung server.
 ACQUIRE_SECONDS = 0.9
 STATEMENT_SECONDS = 2.0
 BOOT_SECONDS = 60.0
@@ -117,7 +116,7 @@ SERVER_SETTINGS = {
     "lock_timeout": "1500",
     "idle_in_transaction_session_timeout": "10000",
     "timezone": "UTC",
-    "jit": "off",  # to compile takes longer than any of these statements
+    "jit": "off",  # compiling takes longer than any of these statements
     "plan_cache_mode": "force_generic_plan",  # each statement has one good plan
 }
 SCHEMA = (FilePath(__file__).parent / "schema.sql").read_text()
@@ -152,7 +151,7 @@ async def skip_reset(_: asyncpg.Connection) -> None:
 class connection:
     """`async with connection() as db`, in bounded time. A generator would cost each request 40 microseconds more."""
 
-    pooled: PooledConnection
+    pooled: Any  # the connection of `databases`
     db: Db
 
     async def __aenter__(self) -> Db:
@@ -210,7 +209,7 @@ async def boot() -> None:
     digest = hashlib.sha256(SCHEMA.encode()).hexdigest()
     async with transaction() as db:
         await db.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
-        await db.execute("SELECT pg_advisory_xact_lock(7263019)", timeout=BOOT_SECONDS)  # any number
+        await db.execute("SELECT pg_advisory_xact_lock(7263019)", timeout=BOOT_SECONDS)  # an arbitrary number
         # Only a new text: even CREATE INDEX IF NOT EXISTS waits for every writer of its table.
         is_new = await db.fetchval("SELECT to_regclass('secrets') IS NULL")
         if is_new or digest != await db.fetchval("SELECT value FROM secrets WHERE name = 'schema'"):
@@ -249,7 +248,7 @@ def log_outage(error: BaseException) -> None:
     if cause != worker.outage:
         worker.outage = cause
         hosts = urlsplit(settings.database_url or "").netloc.rpartition("@")[2] or "its socket"
-        log.error("The database at %s is unavailable (%s)", hosts, cause)
+        log.error("The database at %s is unavailable (%s)", hosts, cause, exc_info=None if is_outage(error) else error)
 
 
 @asynccontextmanager
@@ -278,7 +277,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     worker.service_id = worker.outage = None
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it would quote malformed input
     complete_openapi(app)
-    gc.freeze()  # what was imported stays; to collect it would take 50 ms
+    gc.freeze()  # imported objects stay; collecting them would pause for 50 ms
     booting = asyncio.create_task(boot_until_done())
     tasks = {booting, asyncio.create_task(import_uploads())}
     await asyncio.wait({booting}, timeout=2)  # usually ready for the first request
@@ -401,7 +400,7 @@ def split_keys(api_keys: str) -> list[bytes]:
 
 
 async def authenticate(request: Request) -> None:
-    """Set `request.user` to {"caller_id", "is_admin"}, once; statements take it. Bad credentials reach no database."""
+    """Set `request.user`, {"caller_id", "is_admin"}, for statements. Bad credentials never reach the database."""
     if "user" in request.scope:
         return
     headers = dict(request.scope["headers"])
@@ -444,7 +443,7 @@ def issue_tokens(user: Row, session_end: datetime | None = None) -> Response:
     return Response(json.dumps(tokens), 200, {"Cache-Control": "no-store"}, "application/json")
 
 
-@lru_cache(1000)  # to check a signature takes as long as to read a project; read_token checks the expiry again
+@lru_cache(1000)  # checking a signature takes as long as reading a project; the expiry is checked again
 def decode_token(token: bytes | str, secret: str) -> dict[str, Any]:
     options: jwt.types.Options = {"require": ["exp", "sub", "kind", "password_changed_at"]}
     return jwt.decode(token, secret, algorithms=["HS256"], options=options)
@@ -652,7 +651,7 @@ async def create_row(request: Request, location: str, sql: str, **values: Any) -
           AND created_at > now() - interval '24 hours'
     """
     insert = """
-        WITH deleted AS ( -- a few expired ones, so that a backlog slows nobody
+        WITH deleted AS ( -- a few expired ones at a time: a backlog slows no request
             DELETE FROM idempotent_answers
             WHERE (caller_id, endpoint, key) IN (
                 SELECT caller_id, endpoint, key FROM idempotent_answers
@@ -690,7 +689,7 @@ class Page(BaseModel):
 
 
 def read_page(request: Request, model: type[Page]) -> Any:
-    """The query. FastAPI's `Query()` would make a list a third slower, and a dependency a tenth."""
+    """The query parameters. FastAPI's `Query()` would make a list a third slower, and a dependency a tenth."""
     try:
         return model.model_validate(dict(request.query_params))
     except ValidationError as error:
@@ -719,7 +718,7 @@ class Order(NamedTuple):
 
 
 async def list_rows(request: Request, page: Page, columns: str, source: str, order: Order, **values: Any) -> Response:
-    """A JSON array of the rows of `source`, FROM and WHERE, and a Link to the next page. All SQL is of literals."""
+    """A JSON array of the rows of `source` (FROM, WHERE), and a Link to the next page. All SQL comes from literals."""
     if page.cursor is not None and page.offset is not None:
         raise invalid("query", "offset", msg="Send cursor or offset, not both")
     compare, direction, start = ("<", "DESC", INT8_MAX) if order.is_descending else (">", "ASC", -INT8_MAX)
@@ -776,7 +775,7 @@ class UserCreate(Body):
     password: Password
 
 
-class Credentials(Body):  # examples by field, because /docs fills in forms so
+class Credentials(Body):  # examples per field: /docs fills in forms field by field
     username: str = Field(max_length=254, pattern=NO_NUL, examples=["ada"])
     password: str = Field(max_length=1000, pattern=NO_NUL, examples=["correct horse battery"])
 
@@ -1251,6 +1250,7 @@ async def fetch_repository(name: str) -> GitHubRepository:
     try:
         found = GitHubRepository.model_validate_json(body if answer.status_code == 200 else b"")
     except ValidationError:
+        log.warning("GitHub: status %s, or an invalid body", answer.status_code)
         raise Refusal(502, GITHUB_FAILED) from None
     if not answer.history and found.full_name.lower() != name.lower():
         found.full_name = name  # only a redirect, of a renamed repository, leads to another name
