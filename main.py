@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     validation_status: Annotated[Literal[400, 422], BeforeValidator(int)] = 400
     github_api_base: str = Field("https://api.github.com", pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")
     github_token: str = ""
+    transaction_pooler: bool = False
 
     @model_validator(mode="after")
     def check_combinations(self) -> Self:
@@ -117,7 +118,6 @@ SERVER_SETTINGS = {
     "idle_in_transaction_session_timeout": "10000",
     "timezone": "UTC",
     "jit": "off",  # compiling takes longer than any of these statements
-    "plan_cache_mode": "force_generic_plan",  # each statement has one good plan
 }
 SCHEMA = (FilePath(__file__).parent / "schema.sql").read_text()
 INT8_MAX = 2**63 - 1
@@ -137,15 +137,26 @@ class Worker:  # what one worker process holds; the lifespan fills it in
     uploaded: asyncio.Event  # wakes the importer
     api_keys: list[bytes]
     jwt_secret: str
-    service_id: int | None  # of the user `service`; None until the database has been reached
+    service: dict[str, Any] | None  # the caller with an API key; None until the database has been reached
     outage: str | None  # the cause that was logged last, while it lasts
 
 
 worker = Worker()
 
 
+async def set_up(db: asyncpg.Connection) -> None:
+    """Let each statement have one plan, but on a cluster, which plans by the values."""
+    sql = "set_config('plan_cache_mode', 'force_generic_plan', false)"
+    await db.execute(f"SELECT {sql} WHERE to_regclass('pg_dist_node') IS NULL")
+
+
 async def skip_reset(_: asyncpg.Connection) -> None:
     """In place of the reset at each release, a round trip: no statement here leaves state in a session."""
+
+
+OWN_SESSIONS: dict[str, Any] = {"server_settings": SERVER_SETTINGS, "init": set_up}
+# Behind a pooler like PgBouncer, they keep neither settings nor statements prepared by name.
+SHARED_SESSIONS: dict[str, Any] = {"server_settings": {"timezone": "UTC"}, "statement_cache_size": 0}
 
 
 class connection:
@@ -213,7 +224,8 @@ async def boot() -> None:
         # Only a new text: even CREATE INDEX IF NOT EXISTS waits for every writer of its table.
         is_new = await db.fetchval("SELECT to_regclass('secrets') IS NULL")
         if is_new or digest != await db.fetchval("SELECT value FROM secrets WHERE name = 'schema'"):
-            await db.execute(SCHEMA, timeout=BOOT_SECONDS)
+            for statement in re.split(r"(?<=;)\n+(?=\S)", SCHEMA):  # a cluster takes one at a time
+                await db.execute(statement, timeout=BOOT_SECONDS)
             await db.execute("UPDATE secrets SET value = $1 WHERE name = 'schema'", digest)
         if settings.admin_username and settings.admin_password:
             if len(settings.admin_password) < 8:
@@ -223,18 +235,18 @@ async def boot() -> None:
             sql = "SELECT role = 'admin' FROM users WHERE lower(username) = lower($1)"
             if not await db.fetchval(sql, settings.admin_username):  # a stranger may have registered the name
                 log.warning("The account %s exists and is no admin; it stays as it is", settings.admin_username)
-        service_id: int = await db.fetchval("SELECT id FROM users WHERE username = 'service'")
+        service: Any = await db.fetchrow(f"SELECT {CALLER} FROM users WHERE username = 'service'")
         stored = {row["name"]: row["value"] for row in await db.fetch("SELECT name, value FROM secrets")}
     if not settings.api_key:
         log.info("The API key, to send as X-API-Key: %s", stored["api_key"])
     worker.api_keys = split_keys(settings.api_key or stored["api_key"])
     worker.jwt_secret = settings.jwt_secret_key or stored["jwt_secret"]
-    worker.service_id = service_id
+    worker.service = dict(service)
 
 
 async def boot_until_done() -> None:
     """Boot as soon as the database can be reached."""
-    while worker.service_id is None:
+    while worker.service is None:
         try:
             await boot()
         except Exception as error:
@@ -267,14 +279,14 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         max_size=settings.pool_size,
         command_timeout=STATEMENT_SECONDS,
         reset=skip_reset,
-        server_settings=SERVER_SETTINGS,
+        **(SHARED_SESSIONS if settings.transaction_pooler else OWN_SESSIONS),
     )
     await worker.database.connect()
     worker.sign_in_slots, worker.registration_slots = asyncio.Semaphore(2), asyncio.Semaphore(1)
     worker.github = httpx.AsyncClient(headers=GITHUB_HEADERS, follow_redirects=True, max_redirects=3)
     worker.uploaded = asyncio.Event()
     worker.api_keys, worker.jwt_secret = split_keys(settings.api_key), settings.jwt_secret_key
-    worker.service_id = worker.outage = None
+    worker.service = worker.outage = None
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it would quote malformed input
     complete_openapi(app)
     gc.freeze()  # imported objects stay; collecting them would pause for 50 ms
@@ -344,6 +356,7 @@ CONSTRAINTS: dict[str, Callable[[], Refusal]] = {
     "member_has_project": lambda: Refusal(404, NOT_FOUND),
     "assignee_is_member": lambda: invalid("body", "assigned_to", msg="The assignee is not a member of the project"),
     "email_is_unique": lambda: Refusal(409, TAKEN),
+    "service_stays_an_admin": lambda: Refusal(403, FORBIDDEN),
 }
 
 
@@ -369,9 +382,9 @@ async def as_problem(request: Request, error: Exception) -> Response:
             status = HTTPStatus(error.status_code)
             detail = error.detail if error.detail != status.phrase else f"{status.description or status.phrase}."
             refusal = Refusal(status, detail, **(error.headers or {}))
-        case asyncpg.IntegrityConstraintViolationError(constraint_name=str(name)) if name in CONSTRAINTS:
-            refusal = CONSTRAINTS[name]()
-        case _ if is_outage(error) or (worker.service_id is None and isinstance(error, asyncpg.PostgresError)):
+        case asyncpg.IntegrityConstraintViolationError(message=str(text)) if any(name in text for name in CONSTRAINTS):
+            refusal = next(refuse() for name, refuse in CONSTRAINTS.items() if name in text)
+        case _ if is_outage(error) or (worker.service is None and isinstance(error, asyncpg.PostgresError)):
             log_outage(error)
             refusal = unavailable()
         case _:
@@ -389,6 +402,7 @@ async def as_problem(request: Request, error: Exception) -> Response:
 # ------------------------------------------------------------------------------------------ authentication
 
 TOKEN_REFUSED = "The token is malformed, expired or revoked, or its user is disabled."  # noqa: S105
+CALLER = "id AS caller_id, role = 'admin' AS is_admin, inbox_id"  # columns of `users`, for `request.user`
 SECURITY_SCHEMES = {
     "APIKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "Logged at start, or API_KEY."},
     "Password": {"type": "oauth2", "flows": {"password": {"tokenUrl": "auth/token", "scopes": {}}}},
@@ -400,7 +414,7 @@ def split_keys(api_keys: str) -> list[bytes]:
 
 
 async def authenticate(request: Request) -> None:
-    """Set `request.user`, {"caller_id", "is_admin"}, for statements. Bad credentials never reach the database."""
+    """Set `request.user`, a dict of CALLER, which statements may name. Bad credentials never reach the database."""
     if "user" in request.scope:
         return
     headers = dict(request.scope["headers"])
@@ -408,21 +422,21 @@ async def authenticate(request: Request) -> None:
         matches = [secrets.compare_digest(key, known) for known in worker.api_keys]
         if matches and not any(matches):
             raise unauthenticated("The API key is unknown.")
-        if worker.service_id is None:  # and maybe the keys are in the database
+        if worker.service is None:  # and maybe the keys are in the database
             raise unavailable()
-        request.scope["user"] = {"caller_id": worker.service_id, "is_admin": True}
+        request.scope["user"] = worker.service
         return
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() != b"bearer":
         raise unauthenticated("Send an API key as X-API-Key, or an access token as Authorization: Bearer.")
     claims = read_token(token.strip(), "access")
-    sql = """
-        SELECT role = 'admin' AS is_admin FROM users
+    sql = f"""
+        SELECT {CALLER} FROM users
         WHERE id = :user_id AND is_active AND password_changed_at = :password_changed_at
     """
     if (row := await fetch_row(sql, **claims)) is None:
         raise unauthenticated(TOKEN_REFUSED)
-    request.scope["user"] = {"caller_id": claims["user_id"], "is_admin": row["is_admin"]}
+    request.scope["user"] = dict(row)
 
 
 def issue_tokens(user: Row, session_end: datetime | None = None) -> Response:
@@ -431,11 +445,9 @@ def issue_tokens(user: Row, session_end: datetime | None = None) -> Response:
     lifetime = timedelta(minutes=settings.access_token_expire_minutes)
     session_end = session_end or now + timedelta(days=settings.refresh_token_expire_days)
     claims = {"sub": str(user["id"]), "password_changed_at": user["password_changed_at"].isoformat()}
-    access = claims | {"kind": "access", "exp": now + lifetime}
-    refresh = claims | {"kind": "refresh", "exp": session_end}
     tokens = {
-        "access_token": jwt.encode(access, worker.jwt_secret, "HS256"),
-        "refresh_token": jwt.encode(refresh, worker.jwt_secret, "HS256"),
+        "access_token": jwt.encode(claims | {"kind": "access", "exp": now + lifetime}, worker.jwt_secret, "HS256"),
+        "refresh_token": jwt.encode(claims | {"kind": "refresh", "exp": session_end}, worker.jwt_secret, "HS256"),
         "token_type": "bearer",
         "expires_in": int(lifetime.total_seconds()),
         "user": json.loads(user["body"]),
@@ -624,13 +636,12 @@ def row_response(request: Request, row: Row, status: int = 200, location: str | 
 
 
 async def answer_row(request: Request, sql: str, **values: Any) -> Response:
-    """Run a statement of one row and show the row. It may name :caller_id, :is_admin, and :versions, those in If-Match;
-    NULL is any, and a weak tag none (RFC 9110)."""
+    """Run a statement of one row and show the row. It may name :versions, see IS_CURRENT; a weak tag is none."""
     versions = None
     if (tags := dict(request.scope["headers"]).get(b"if-match", b"*").decode("latin-1")) != "*":
         if not re.fullmatch(r'((W/)?"[!#-~]*"[ \t,]*)+', tags):
             raise invalid("header", "If-Match", msg="Input should be entity tags, as in the ETag header")
-        versions = [int(tag) for tag in re.findall(r'(?<!W/)"([1-9][0-9]{0,8})"', tags)]
+        versions = re.findall(r'(?<!W/)"([0-9]+)"', tags)
     return row_response(request, require_row(await fetch_row(sql, **request.user, **values, versions=versions)))
 
 
@@ -652,12 +663,10 @@ async def create_row(request: Request, location: str, sql: str, **values: Any) -
     """
     insert = """
         WITH deleted AS ( -- a few expired ones at a time: a backlog slows no request
-            DELETE FROM idempotent_answers
-            WHERE (caller_id, endpoint, key) IN (
-                SELECT caller_id, endpoint, key FROM idempotent_answers
-                WHERE created_at < now() - interval '25 hours'
+            DELETE FROM idempotent_answers WHERE ctid = ANY(ARRAY(
+                SELECT ctid FROM idempotent_answers WHERE created_at < now() - interval '25 hours'
                 ORDER BY created_at LIMIT 10 FOR UPDATE SKIP LOCKED
-            )
+            ))
         )
         INSERT INTO idempotent_answers (caller_id, endpoint, key, body_digest, resource_id, version, body)
         VALUES (:caller_id, :endpoint, :key, :body_digest, :id, :version, :body)
@@ -728,15 +737,16 @@ async def list_rows(request: Request, page: Page, columns: str, source: str, ord
     by = f"{order.rank} {direction}, {order.id} {direction}"
     # One row more is read, to know whether there is a next page.
     sql = f"""
-        SELECT '[' || coalesce(string_agg(body, ',') FILTER (WHERE place <= :offset + :limit), '') || ']' AS body,
-               max(rank) FILTER (WHERE place = :offset + :limit) AS rank,
-               max(id) FILTER (WHERE place = :offset + :limit) AS id,
+        SELECT '[' || coalesce(string_agg(body, ',') FILTER (WHERE place <= :limit), '') || ']' AS body,
+               max(rank) FILTER (WHERE place = :limit) AS rank, max(id) FILTER (WHERE place = :limit) AS id,
                count(*) > :limit AS has_more
         FROM (
-            SELECT {order.rank} AS rank, {order.id} AS id, {columns}, row_number() OVER (ORDER BY {by}) AS place
-            {source} AND ({order.rank}, {order.id}) {compare} (:after_rank, :after_id)
-            ORDER BY {by} LIMIT :limit + 1 OFFSET :offset
-        ) AS page
+            SELECT *, row_number() OVER () AS place FROM (
+                SELECT {order.rank} AS rank, {order.id} AS id, {columns}
+                {source} AND ({order.rank}, {order.id}) {compare} (:after_rank, :after_id)
+                ORDER BY {by} LIMIT :limit + 1 OFFSET :offset
+            ) AS page
+        ) AS numbered
     """
     row, headers = (await fetch_rows(sql, **values))[0], {}
     if row["has_more"]:
@@ -920,19 +930,9 @@ async def list_users(request: Request) -> Response:
 @api.get("/users/{user_id}", response_model=User, tags=["users"])
 async def read_user(request: Request, user_id: PathId) -> Response:
     """A user. For admins, and for oneself."""
-    sql = f"""
-        SELECT :is_admin OR :caller_id = :user_id AS allowed, users.id, {USER_JSON}
-        FROM (VALUES (1)) AS one LEFT JOIN users ON users.id = :user_id AND (:is_admin OR users.id = :caller_id)
-    """
-    return await answer_row(request, sql, user_id=user_id)
-
-
-# Whether the caller may make these changes. The user `service` has no password, and stays an active admin.
-MAY_UPDATE_USER = """
-    CASE WHEN :user_id = (SELECT id FROM users WHERE username = 'service')
-         THEN :is_admin AND NOT :changes::jsonb ?| ARRAY['password_hash', 'role', 'is_active']
-         ELSE :is_admin OR (:user_id::bigint = :caller_id AND NOT :changes::jsonb ?| ARRAY['role', 'is_active'])
-    END"""
+    if not (request.user["is_admin"] or user_id == request.user["caller_id"]):
+        raise Refusal(403, FORBIDDEN)
+    return await answer_row(request, f"SELECT id, {USER_JSON} FROM users WHERE id = :user_id", user_id=user_id)
 
 
 @api.patch("/users/{user_id}", response_model=User, tags=["users"])
@@ -940,24 +940,22 @@ async def update_user(request: Request, user_id: PathId, update: UserUpdate) -> 
     """Change one's own `email` or `password`; admins also `role` or `is_active`, of anybody. A new password revokes all
     tokens of the user."""
     changes = json.loads(update.as_json())
+    is_oneself = user_id == request.user["caller_id"]
+    if not (request.user["is_admin"] or (is_oneself and not changes.keys() & {"role", "is_active"})):
+        raise Refusal(403, FORBIDDEN)
     if password := changes.pop("password", None):
-        changes["password_hash"] = None  # permission first: hashing is expensive
-        may_update = f"SELECT {MAY_UPDATE_USER} AS allowed, :user_id AS id"
-        require_row(await fetch_row(may_update, **request.user, user_id=user_id, changes=json.dumps(changes)))
         changes["password_hash"] = await hash_in_turn(worker.sign_in_slots, hasher.hash, password)
     sql = f"""
-        WITH checked AS (SELECT {MAY_UPDATE_USER} AS allowed), users AS (
-            UPDATE users SET
-                (email, role, is_active, password_hash) = (
-                    SELECT email, role, is_active, password_hash FROM jsonb_populate_record(users, :changes::jsonb)
-                ),
-                password_changed_at = CASE WHEN :changes::jsonb ? 'password_hash' THEN clock_timestamp()
-                                           ELSE password_changed_at END
-            FROM checked
-            WHERE users.id = :user_id AND checked.allowed
-            RETURNING users.*
+        WITH users AS (
+            UPDATE users SET (email, role, is_active, password_hash, password_changed_at) = (
+                SELECT email, role, is_active, password_hash,
+                       CASE WHEN :changes::jsonb ? 'password_hash' THEN now() ELSE password_changed_at END
+                FROM jsonb_populate_record(users, :changes::jsonb)
+            )
+            WHERE id = :user_id
+            RETURNING *
         )
-        SELECT checked.allowed, users.id, {USER_JSON} FROM checked LEFT JOIN users ON true
+        SELECT id, {USER_JSON} FROM users
     """
     return await answer_row(request, sql, user_id=user_id, changes=json.dumps(changes))
 
@@ -1003,9 +1001,11 @@ SELECT_PROJECT = f"""
     SELECT project.id, project.version, {PROJECT_JSON} FROM projects AS project
     WHERE project.id = :project_id AND {SEES_PROJECT}
 """
+# :versions are those in If-Match; NULL is any.
+IS_CURRENT = "(:versions::text[] IS NULL OR version::text = ANY(:versions)) AS is_current"
 # The project, if the caller sees it; whether the caller may change it; whose Inbox it is.
 FOUND_PROJECT = f"""
-    SELECT project.id, project.version, :is_admin::boolean AS allowed,
+    SELECT project.id, project.version, {IS_CURRENT}, :is_admin::boolean AS allowed,
            (SELECT users.id FROM users WHERE users.inbox_id = project.id) AS inbox_of
     FROM projects AS project
     WHERE project.id = :project_id AND {SEES_PROJECT}
@@ -1047,8 +1047,7 @@ async def update_project(request: Request, project_id: PathId, update: ProjectUp
                 (name, description) = (SELECT name, description FROM jsonb_populate_record(projects, :changes::jsonb)),
                 version = projects.version + 1, updated_at = now()
             FROM found
-            WHERE projects.id = :project_id AND found.allowed
-              AND (:versions::integer[] IS NULL OR found.version = ANY(:versions))
+            WHERE projects.id = :project_id AND found.allowed AND found.is_current
             RETURNING projects.*
         )
         SELECT found.allowed, found.version AS version_found, project.id, project.version, {PROJECT_JSON}
@@ -1063,8 +1062,7 @@ async def delete_project(request: Request, project_id: PathId) -> Response:
     sql = f"""
         WITH found AS ({FOUND_PROJECT} FOR UPDATE OF project), project AS (
             DELETE FROM projects USING found
-            WHERE projects.id = :project_id AND found.allowed AND found.inbox_of IS NULL
-              AND (:versions::integer[] IS NULL OR found.version = ANY(:versions))
+            WHERE projects.id = :project_id AND found.allowed AND found.is_current AND found.inbox_of IS NULL
             RETURNING projects.id
         )
         SELECT found.allowed, found.version AS version_found, found.inbox_of IS NOT NULL AS is_inbox, project.id
@@ -1342,15 +1340,14 @@ async def list_tasks(request: Request) -> Response:
 FOUND_PROJECT_FOR_TASK = f"""
     SELECT project.id, :is_admin OR coalesce((:task::jsonb ->> 'assigned_to')::bigint = :caller_id, true) AS allowed
     FROM projects AS project
-    WHERE project.id = coalesce(:project_id::bigint, (SELECT inbox_id FROM users WHERE id = :caller_id))
-      AND {SEES_PROJECT.replace(":project_id", "project.id")}
+    WHERE project.id = :project_id AND {SEES_PROJECT}
 """
 INSERT_TASK = f"""
     WITH found AS ({FOUND_PROJECT_FOR_TASK}), task AS (
         INSERT INTO tasks (
             project_id, title, description, priority, status, due_date, assigned_to, repository_id, created_by
         )
-        SELECT found.id, new.title, new.description, coalesce(new.priority, 0), coalesce(new.status, 'pending'),
+        SELECT :project_id, new.title, new.description, coalesce(new.priority, 0), coalesce(new.status, 'pending'),
                new.due_date, new.assigned_to, new.repository_id, :caller_id
         FROM found, jsonb_populate_record(NULL::tasks, :task::jsonb) AS new
         WHERE found.allowed
@@ -1361,7 +1358,7 @@ INSERT_TASK = f"""
 """
 
 
-async def add_task(request: Request, new: TaskCreate, project_id: int | None) -> Response:
+async def add_task(request: Request, new: TaskCreate, project_id: int) -> Response:
     if new.repository is not None:  # do not ask GitHub without permission
         values = {"project_id": project_id, "task": new.as_json()}
         require_row(await fetch_row(FOUND_PROJECT_FOR_TASK, **request.user, **values))
@@ -1378,20 +1375,26 @@ async def create_project_task(request: Request, project_id: PathId, new: TaskCre
 @api.post("/tasks/", response_model=Task, tags=["tasks"], **CREATED)
 async def create_task(request: Request, new: TaskCreateAnywhere) -> Response:
     """Add a task to the project `project_id`, or to the caller's Inbox."""
-    return await add_task(request, new, new.project_id)
+    return await add_task(request, new, new.project_id or request.user["inbox_id"])
 
 
 # The task, if the caller sees it, locked; whether the caller may make these changes.
 FOUND_TASK = f"""
-    SELECT task.project_id, task.id, task.version,
+    SELECT task.id, task.version, {IS_CURRENT},
            :is_admin OR (
                (task.created_by = :caller_id OR task.assigned_to = :caller_id) IS TRUE
                AND NOT :changes::jsonb ? 'assigned_to'
            ) AS allowed
     FROM tasks AS task
-    WHERE task.id = :task_id AND {SEES_TASK}
+    WHERE task.project_id = :project_id AND task.id = :task_id AND {SEES_PROJECT}
     FOR UPDATE
 """
+
+
+async def find_project(task_id: int) -> int:
+    """The project of a task, which never changes. On a cluster, only a statement that names the project can lock."""
+    row = require_row(await fetch_row("SELECT project_id AS id FROM tasks WHERE id = :task_id", task_id=task_id))
+    return int(row["id"])
 
 
 @api.put("/tasks/{task_id}", name="put_task", response_model=Task, tags=["tasks"], **CHANGED)
@@ -1399,8 +1402,10 @@ FOUND_TASK = f"""
 async def update_task(request: Request, task_id: PathId, update: TaskUpdate) -> Response:
     """Change fields of a task; those left out keep their value, `null` clears an optional one. For its creator and its
     assignee, and for admins, who alone may change `assigned_to`."""
+    place = {"project_id": await find_project(task_id), "task_id": task_id}
     if update.repository is not None:  # do not ask GitHub without permission
-        require_row(await fetch_row(FOUND_TASK, **request.user, task_id=task_id, changes=update.as_json()))
+        values = request.user | place | {"changes": update.as_json(), "versions": None}
+        require_row(await fetch_row(FOUND_TASK, **values))
     changes = update.as_json(**await find_repository(update))
     sql = f"""
         WITH found AS ({FOUND_TASK}), task AS (
@@ -1414,14 +1419,13 @@ async def update_task(request: Request, task_id: PathId, update: TaskUpdate) -> 
                 ),
                 version = tasks.version + 1, updated_at = now()
             FROM found
-            WHERE tasks.project_id = found.project_id AND tasks.id = found.id AND found.allowed
-              AND (:versions::integer[] IS NULL OR found.version = ANY(:versions))
+            WHERE tasks.project_id = :project_id AND tasks.id = :task_id AND found.allowed AND found.is_current
             RETURNING tasks.*
         )
         SELECT found.allowed, found.version AS version_found, task.id, task.version, {TASK_JSON}
         FROM found LEFT JOIN task ON true LEFT JOIN repositories AS repository ON repository.id = task.repository_id
     """
-    return await answer_row(request, sql, task_id=task_id, changes=changes)
+    return await answer_row(request, sql, **place, changes=changes)
 
 
 @api.delete("/tasks/{task_id}", tags=["tasks"], **DELETED)
@@ -1430,13 +1434,12 @@ async def delete_task(request: Request, task_id: PathId) -> Response:
     sql = f"""
         WITH found AS ({FOUND_TASK}), task AS (
             DELETE FROM tasks USING found
-            WHERE tasks.project_id = found.project_id AND tasks.id = found.id AND found.allowed
-              AND (:versions::integer[] IS NULL OR found.version = ANY(:versions))
+            WHERE tasks.project_id = :project_id AND tasks.id = :task_id AND found.allowed AND found.is_current
             RETURNING tasks.id
         )
         SELECT found.allowed, found.version AS version_found, task.id FROM found LEFT JOIN task ON true
     """
-    return await answer_row(request, sql, task_id=task_id, changes="{}")
+    return await answer_row(request, sql, project_id=await find_project(task_id), task_id=task_id, changes="{}")
 
 
 # ------------------------------------------------------------------------------------------ CSV files
@@ -1447,8 +1450,6 @@ MAX_ROW_BYTES = 256 * 1024
 BATCH_ROWS, BATCH_BYTES = 1000, 128 * 1024
 COLUMNS = ("project_id", "title", "description", "status", "assigned_to", "priority", "due_date", "repository")
 FORMULA = re.compile(r"[=+\-@\t\r]")  # what a spreadsheet runs, at the beginning of a cell
-
-
 ACCEPTED = documented(202, headers=LOCATION)
 ACCEPTED |= {"max_body_size": (64 * 1024 + 64) * 1024, "form_limits": {"max_files": 1, "max_fields": 10}}
 CsvUpload = Annotated[UploadFile, File(json_schema_extra={"format": "binary"})]
@@ -1620,7 +1621,7 @@ async def import_uploads() -> None:
     """Import stored batches as long as the worker runs."""
     while True:
         try:
-            if worker.service_id is not None and await import_batch():
+            if worker.service is not None and await import_batch():
                 await asyncio.sleep(0.002)  # requests first
                 continue
         except Exception as error:
@@ -1697,7 +1698,7 @@ async def check_liveness() -> Response:
 @public.get("/health", name="check_health", response_model=dict[str, str], tags=["health"])
 async def check_readiness() -> Response:
     """Whether this worker can serve: a round trip to the database, or 503."""
-    if worker.service_id is None:
+    if worker.service is None:
         raise unavailable()
     await fetch_row("SELECT 1")
     return await check_liveness()

@@ -4,19 +4,20 @@
 -- Compares text without regard to case, beyond ASCII and whatever the locale of the database:
 -- PostgreSQL's own rules (17 and newer), else ICU's, else the C library's.
 DO $$
-BEGIN
-    IF to_regcollation('any_case') IS NULL THEN
-        BEGIN
-            CREATE COLLATION any_case (provider = builtin, locale = 'C.UTF-8');
-        EXCEPTION WHEN OTHERS THEN
+    BEGIN
+        IF to_regcollation('any_case') IS NULL THEN
             BEGIN
-                CREATE COLLATION any_case (provider = icu, locale = 'und');
+                CREATE COLLATION any_case (provider = builtin, locale = 'C.UTF-8');
             EXCEPTION WHEN OTHERS THEN
-                CREATE COLLATION any_case (provider = libc, locale = 'C.UTF-8');
+                BEGIN
+                    CREATE COLLATION any_case (provider = icu, locale = 'und');
+                EXCEPTION WHEN OTHERS THEN
+                    CREATE COLLATION any_case (provider = libc, locale = 'C.UTF-8');
+                END;
             END;
-        END;
-    END IF;
-END $$;
+        END IF;
+    END
+$$;
 
 -- Values that all workers share: generated keys, and the digest of this file.
 CREATE TABLE IF NOT EXISTS secrets (
@@ -46,7 +47,9 @@ CREATE TABLE IF NOT EXISTS users (
     password_changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- The project for tasks without one. No foreign key: projects refer to users already.
     inbox_id            bigint NOT NULL CONSTRAINT inbox_has_one_owner UNIQUE,
-    created_at          timestamptz NOT NULL DEFAULT now()
+    created_at          timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT service_stays_an_admin
+    CHECK (username <> 'service' OR (role = 'admin' AND is_active AND password_hash IS NULL))
 );
 -- Sign-in by name; no two names differ by case only.
 CREATE UNIQUE INDEX IF NOT EXISTS username_is_unique ON users (lower(username));
@@ -74,19 +77,23 @@ CREATE INDEX IF NOT EXISTS members_by_user ON members (user_id, project_id);
 
 -- Creates an account and its Inbox, neither without the other; no row if the name or the address is taken.
 CREATE OR REPLACE FUNCTION create_user(username text, email text, role text, password_hash text)
-RETURNS SETOF users LANGUAGE sql AS $$
-    WITH created AS (
+RETURNS SETOF users LANGUAGE plpgsql AS $$
+    DECLARE
+        created users;
+    BEGIN
+        IF EXISTS (SELECT FROM users WHERE lower(users.username) = lower($1)) THEN
+            RETURN; -- else each attempt would use up an id
+        END IF;
         INSERT INTO users (username, email, role, password_hash, inbox_id)
-        SELECT $1, $2, $3, $4, nextval('inbox_ids')
-        WHERE NOT EXISTS (SELECT FROM users WHERE lower(users.username) = lower($1)) -- or each attempt would use up an id
+        VALUES ($1, $2, $3, $4, nextval('inbox_ids'))
         ON CONFLICT DO NOTHING
-        RETURNING *
-    ), inbox AS (
-        INSERT INTO projects (id, name, created_by) SELECT inbox_id, 'Inbox', id FROM created
-    ), membership AS (
-        INSERT INTO members (project_id, user_id) SELECT inbox_id, id FROM created
-    )
-    SELECT * FROM created
+        RETURNING * INTO created;
+        IF FOUND THEN
+            INSERT INTO projects (id, name, created_by) VALUES (created.inbox_id, 'Inbox', created.id);
+            INSERT INTO members (project_id, user_id) VALUES (created.inbox_id, created.id);
+            RETURN NEXT created;
+        END IF;
+    END
 $$;
 -- The user of the API key.
 SELECT create_user('service', NULL, 'admin', NULL);
@@ -198,43 +205,52 @@ CREATE TABLE IF NOT EXISTS upload_errors (
 -- Inserts the tasks of a batch, each with its line and its cells, and rejects those whose project does not exist or
 -- whose assignee is not its member; `rejected` counts the rows that were rejected before. The caller holds the lock on
 -- the upload.
-CREATE OR REPLACE FUNCTION import_tasks(upload_id bigint, tasks jsonb, rejected integer) RETURNS void LANGUAGE sql AS $$
-    WITH upload AS (
-        SELECT id, created_by FROM uploads WHERE id = $1
-    ), checked AS (
-        SELECT task.*, project.id IS NOT NULL AS has_project,
-               task.assigned_to IS NULL OR member.user_id IS NOT NULL AS has_member
-        FROM jsonb_to_recordset($2) AS task (
-            line integer, cells jsonb, project_id bigint, title text, description text, priority integer, status text,
-            due_date date, assigned_to bigint, repository text
+CREATE OR REPLACE FUNCTION import_tasks(upload_id bigint, tasks jsonb, rejected integer)
+RETURNS void LANGUAGE plpgsql AS $$
+    DECLARE
+        refused  integer; -- rows
+        inserted integer;
+    BEGIN
+        WITH task AS (
+            SELECT * FROM jsonb_to_recordset($2) AS task (line integer, cells jsonb, project_id bigint, assigned_to bigint)
+        ), project AS (
+            SELECT id FROM projects WHERE id = ANY(ARRAY(SELECT project_id FROM task))
+        ), member AS (
+            SELECT project_id, user_id FROM members JOIN task USING (project_id) WHERE user_id = assigned_to
         )
-        LEFT JOIN projects AS project ON project.id = task.project_id
-        LEFT JOIN members AS member ON member.project_id = task.project_id AND member.user_id = task.assigned_to
-    ), inserted AS (
+        INSERT INTO upload_errors (upload_id, line, cells, error)
+        SELECT $1, task.line, task.cells::text,
+               CASE WHEN project.id IS NULL THEN 'project_id: There is no such project.'
+                    ELSE 'assigned_to: The assignee is not a member of the project.' END
+        FROM task
+        LEFT JOIN project ON project.id = task.project_id
+        LEFT JOIN member ON member.project_id = task.project_id AND member.user_id = task.assigned_to
+        WHERE project.id IS NULL OR (task.assigned_to IS NOT NULL AND member.user_id IS NULL);
+        GET DIAGNOSTICS refused = ROW_COUNT;
+
         INSERT INTO tasks (
             project_id, title, description, priority, status, due_date, assigned_to, repository_id, created_by
         )
         SELECT task.project_id, task.title, task.description, coalesce(task.priority, 0),
                coalesce(task.status, 'pending'), task.due_date, task.assigned_to, repository.id, upload.created_by
-        FROM upload CROSS JOIN checked AS task
+        FROM jsonb_to_recordset($2) AS task (
+            line integer, project_id bigint, title text, description text, priority integer, status text, due_date date,
+            assigned_to bigint, repository text
+        )
+        JOIN uploads AS upload ON upload.id = $1
+        LEFT JOIN upload_errors AS refused ON refused.upload_id = $1 AND refused.line = task.line
         LEFT JOIN repositories AS repository ON lower(repository.full_name) = lower(task.repository)
-        WHERE task.has_project AND task.has_member
-        ORDER BY task.line
-        RETURNING id
-    ), refused AS (
-        INSERT INTO upload_errors (upload_id, line, cells, error)
-        SELECT $1, line, cells::text,
-               CASE WHEN has_project THEN 'assigned_to: The assignee is not a member of the project.'
-                    ELSE 'project_id: There is no such project.' END
-        FROM checked WHERE NOT (has_project AND has_member)
-        RETURNING line
-    )
-    UPDATE uploads SET
-        rows_inserted = rows_inserted + (SELECT count(*) FROM inserted),
-        rows_rejected = rows_rejected + (SELECT count(*) FROM refused) + $3,
-        state = CASE WHEN rows_inserted + rows_rejected + (SELECT count(*) FROM checked) + $3 = rows_total
-                     THEN 'done' ELSE 'running' END,
-        failures = 0,
-        attempted_at = clock_timestamp()
-    WHERE id = $1;
+        WHERE refused.line IS NULL
+        ORDER BY task.line;
+        GET DIAGNOSTICS inserted = ROW_COUNT;
+
+        UPDATE uploads SET
+            rows_inserted = rows_inserted + inserted,
+            rows_rejected = rows_rejected + refused + rejected,
+            state = CASE WHEN rows_inserted + rows_rejected + inserted + refused + rejected = rows_total
+                         THEN 'done' ELSE 'running' END,
+            failures = 0,
+            attempted_at = clock_timestamp()
+        WHERE id = $1;
+    END
 $$;

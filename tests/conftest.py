@@ -3,7 +3,8 @@
 The tests ask real processes over HTTP. Their PostgreSQL is TEST_DATABASE_URL, else a container where a Docker
 engine answers, else an embedded server. With TEST_SERVICE_URL=http://host:port/prefix they ask a service that runs
 elsewhere, on an empty database, with the API_KEY and JWT_SECRET_KEY of `launch`. Tests that start a service of
-their own still do; those that need the GitHub, the log or the database of the tests are skipped.
+their own still do; those that need the GitHub, the log or the database of the tests are skipped. Where
+TEST_DATABASE_URL is the coordinator of a Citus cluster, the tables of each database are distributed.
 """
 
 import asyncio
@@ -156,6 +157,18 @@ def query(url: str, statement: str, *values: Any) -> list[tuple[Any, ...]]:
     return asyncio.run(fetch())
 
 
+def execute(url: str, *scripts: str) -> None:
+    async def execute_all() -> None:
+        db = await asyncpg.connect(url)
+        try:
+            for script in scripts:
+                await db.execute(script)
+        finally:
+            await db.close()
+
+    asyncio.run(execute_all())
+
+
 # ------------------------------------------------------------------------------------------ fixtures
 
 NewDatabase: TypeAlias = Callable[..., AbstractContextManager[str]]
@@ -189,19 +202,47 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def new_database(postgres_url: str) -> NewDatabase:
+def cluster(postgres_url: str) -> list[str]:
+    """The URLs of the nodes of a Citus cluster, the coordinator first; empty on plain PostgreSQL."""
+    if query(postgres_url, "SELECT to_regclass('pg_dist_node') IS NULL") == [(True,)]:
+        return []
+    nodes = query(
+        postgres_url, "SELECT nodename, nodeport FROM pg_dist_node WHERE noderole = 'primary' ORDER BY groupid"
+    )
+    return [re.sub(r"(?<=//)([^/?@]*@)?[^/?]*", rf"\g<1>{host}:{port}", postgres_url, count=1) for host, port in nodes]
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres_url: str, cluster: list[str]) -> NewDatabase:
     """`with new_database() as url:` a fresh database, dropped afterwards."""
 
     @contextmanager
     def create(options: str = "") -> Iterator[str]:
         name = f"test_{secrets.token_hex(6)}"
-        query(postgres_url, f"CREATE DATABASE {name} {options}")
+        servers = cluster or [postgres_url]
+        urls = [re.sub(r"(?<=//)([^/?]*)(/[^?]*)?", rf"\1/{name}", server, count=1) for server in servers]
+        for server in servers:
+            query(server, f"CREATE DATABASE {name} {options}")
         try:
-            yield re.sub(r"(?<=//)([^/?]*)(/[^?]*)?", rf"\1/{name}", postgres_url, count=1)
+            if cluster:
+                distribute(*urls)
+            yield urls[0]
         finally:
-            query(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+            for server in servers:
+                query(server, f"DROP DATABASE {name} WITH (FORCE)")
 
     return create
+
+
+def distribute(coordinator: str, *workers: str) -> None:
+    """Make a cluster of these databases, and apply schema.sql as the first start does, and deploy/citus.sql."""
+    for worker in (*workers, coordinator):
+        execute(worker, "CREATE EXTENSION citus")
+    host, port = httpx.URL(coordinator).host, httpx.URL(coordinator).port
+    query(coordinator, "SELECT citus_set_coordinator_host($1, $2)", host, port)
+    for url in map(httpx.URL, workers):
+        query(coordinator, "SELECT citus_add_node($1, $2)", url.host, url.port)
+    execute(coordinator, *[(ROOT / name).read_text() for name in ("schema.sql", "deploy/citus.sql")])
 
 
 @pytest.fixture

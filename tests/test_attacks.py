@@ -96,7 +96,7 @@ def test_01_a_file_whose_import_fails_is_given_up_after_three_attempts_and_other
     with serve(DATABASE_URL=database_url, tracebacks=True) as own, own.client(X_API_Key=KEYS[0]) as admin:
         query(database_url, "CREATE SEQUENCE attempts")  # which a rollback does not turn back
         query(database_url, f"CREATE FUNCTION fail() {fail}")
-        when = "BEFORE INSERT ON tasks FOR EACH ROW WHEN (NEW.title = 'fails')"
+        when = "BEFORE DELETE ON upload_batches FOR EACH ROW WHEN (OLD.rows LIKE '%fails%')"
         query(database_url, f"CREATE TRIGGER fail {when} EXECUTE FUNCTION fail()")
         project = create_project(admin)
         rows = [HEADER + f"{project['id']},{title}\n".encode() for title in ("fails", "first", "second")]

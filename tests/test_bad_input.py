@@ -446,7 +446,9 @@ def test_an_unexpected_error_is_a_500_that_tells_nothing_and_keeps_the_connectio
         path = f"/projects/{create_project(admin)['id']}/tasks/"
         raises = f"RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '{MARKER}'; END $$"
         query(database_url, f"CREATE FUNCTION fail() {raises}")
-        query(database_url, "CREATE TRIGGER fail BEFORE INSERT ON tasks FOR EACH ROW EXECUTE FUNCTION fail()")
+        query(
+            database_url, "CREATE TRIGGER fail AFTER INSERT ON idempotent_answers FOR EACH ROW EXECUTE FUNCTION fail()"
+        )
         before = stored(own)
         headers = {"Idempotency-Key": "failed", "X-Request-ID": "request-of-the-bug"}
         failed = admin.post(path, json={"title": "x"}, headers=headers)
@@ -457,5 +459,5 @@ def test_an_unexpected_error_is_a_500_that_tells_nothing_and_keeps_the_connectio
         assert len(ports) == 1, "another connection"
         assert "request-of-the-bug" in own.log_text()
         assert stored(own) == before
-        query(database_url, "DROP TRIGGER fail ON tasks")
+        query(database_url, "DROP TRIGGER fail ON idempotent_answers")
         assert ok(admin.post(path, json={"title": "x"}, headers=headers), 201)["title"] == "x"

@@ -211,7 +211,7 @@ def test_sigterm_ends_what_runs_and_waits_for_no_client_that_hangs(workers: str,
             hung, slow = own.connect(), own.connect(20)
             for wire in (hung, slow):
                 wire.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:8])
-            with held(url, "SELECT FROM projects FOR UPDATE"):
+            with held(url, f"SELECT FROM projects WHERE id = {project['id']} FOR UPDATE"):
                 waiting = [pool.submit(admin.post, path, json={"title": "Waits"}) for _ in range(3)]
                 time.sleep(0.3)
                 assert own.process
