@@ -996,19 +996,19 @@ PROJECT_JSON = json_object(
 MEMBER_JSON = json_object("member.user_id, users.username, member.added_at")
 # The rule of access: a member sees the project, and an admin.
 SEES_PROJECT = "(:is_admin OR EXISTS (SELECT FROM members WHERE project_id = :project_id AND user_id = :caller_id))"
+# The same as a join; within INSERT ... SELECT, a cluster takes no EXISTS.
+SEEN_PROJECT = """
+    projects AS project LEFT JOIN members AS own ON own.project_id = project.id AND own.user_id = :caller_id
+    WHERE project.id = :project_id AND (:is_admin OR own.user_id IS NOT NULL)"""
 OWN_PROJECTS = "ANY(ARRAY(SELECT project_id FROM members WHERE user_id = :caller_id))"
-SELECT_PROJECT = f"""
-    SELECT project.id, project.version, {PROJECT_JSON} FROM projects AS project
-    WHERE project.id = :project_id AND {SEES_PROJECT}
-"""
+SELECT_PROJECT = f"SELECT project.id, project.version, {PROJECT_JSON} FROM {SEEN_PROJECT}"
 # :versions are those in If-Match; NULL is any.
 IS_CURRENT = "(:versions::text[] IS NULL OR version::text = ANY(:versions)) AS is_current"
 # The project, if the caller sees it; whether the caller may change it; whose Inbox it is.
 FOUND_PROJECT = f"""
     SELECT project.id, project.version, {IS_CURRENT}, :is_admin::boolean AS allowed,
            (SELECT users.id FROM users WHERE users.inbox_id = project.id) AS inbox_of
-    FROM projects AS project
-    WHERE project.id = :project_id AND {SEES_PROJECT}
+    FROM {SEEN_PROJECT}
 """
 
 
@@ -1087,14 +1087,16 @@ async def list_members(request: Request, project_id: PathId) -> Response:
 async def add_member(request: Request, project_id: PathId, user_id: PathId) -> Response:
     """Add a user to a project, who then sees it and adds tasks. For admins."""
     sql = f"""
-        WITH found AS ({FOUND_PROJECT}), member AS (
+        WITH member AS (
             INSERT INTO members (project_id, user_id)
-            SELECT :project_id, users.id FROM found JOIN users ON users.id = :user_id WHERE found.allowed
+            SELECT :project_id, users.id FROM ({FOUND_PROJECT}) AS found JOIN users ON users.id = :user_id
+            WHERE found.allowed
             ON CONFLICT (project_id, user_id) DO UPDATE SET added_at = members.added_at
             RETURNING *
         )
         SELECT found.allowed, member.user_id AS id, {MEMBER_JSON}
-        FROM found LEFT JOIN member ON true LEFT JOIN users ON users.id = member.user_id
+        FROM ({FOUND_PROJECT}) AS found
+        LEFT JOIN member ON true LEFT JOIN users ON users.id = member.user_id
     """
     return await answer_row(request, sql, project_id=project_id, user_id=user_id)
 
@@ -1328,42 +1330,39 @@ async def list_project_tasks(request: Request, project_id: PathId) -> Response:
 async def list_tasks(request: Request) -> Response:
     """The tasks of all projects that the caller sees, highest priority first unless sorted otherwise."""
     page = read_page(request, AllTasksPage)
-    source = f"FROM {TASKS} WHERE task.project_id = {OWN_PROJECTS}"
-    if page.project_id is not None:
-        source = TASKS_OF_PROJECT
-    elif request.user["is_admin"]:
-        source = f"FROM {TASKS} WHERE :is_admin"
+    visible = ":is_admin" if request.user["is_admin"] else f"task.project_id = {OWN_PROJECTS}"
+    source = f"FROM {TASKS} WHERE {visible}" if page.project_id is None else TASKS_OF_PROJECT
     return await list_filtered_tasks(request, page, source)
 
 
 # The project for a new task, if the caller sees it; members may assign a new task to themselves only.
 FOUND_PROJECT_FOR_TASK = f"""
-    SELECT project.id, :is_admin OR coalesce((:task::jsonb ->> 'assigned_to')::bigint = :caller_id, true) AS allowed
-    FROM projects AS project
-    WHERE project.id = :project_id AND {SEES_PROJECT}
+    SELECT project.id, :is_admin OR coalesce(:assigned_to::bigint = own.user_id, true) AS allowed
+    FROM {SEEN_PROJECT}
 """
 INSERT_TASK = f"""
-    WITH found AS ({FOUND_PROJECT_FOR_TASK}), task AS (
+    WITH task AS (
         INSERT INTO tasks (
             project_id, title, description, priority, status, due_date, assigned_to, repository_id, created_by
         )
-        SELECT :project_id, new.title, new.description, coalesce(new.priority, 0), coalesce(new.status, 'pending'),
-               new.due_date, new.assigned_to, new.repository_id, :caller_id
-        FROM found, jsonb_populate_record(NULL::tasks, :task::jsonb) AS new
+        SELECT :project_id, :title, :description, coalesce(:priority, 0), coalesce(:status, 'pending'),
+               :due_date::date, :assigned_to::bigint, :repository_id::bigint, :caller_id::bigint
+        FROM ({FOUND_PROJECT_FOR_TASK}) AS found
         WHERE found.allowed
         RETURNING *
     )
     SELECT found.allowed, task.id, task.version, {TASK_JSON}
-    FROM found LEFT JOIN task ON true LEFT JOIN repositories AS repository ON repository.id = task.repository_id
+    FROM ({FOUND_PROJECT_FOR_TASK}) AS found
+    LEFT JOIN task ON true LEFT JOIN repositories AS repository ON repository.id = task.repository_id
 """
 
 
 async def add_task(request: Request, new: TaskCreate, project_id: int) -> Response:
+    values = vars(new) | {"project_id": project_id, "repository_id": None}
     if new.repository is not None:  # do not ask GitHub without permission
-        values = {"project_id": project_id, "task": new.as_json()}
         require_row(await fetch_row(FOUND_PROJECT_FOR_TASK, **request.user, **values))
-    task = new.as_json(**await find_repository(new))
-    return await create_row(request, "/tasks/", INSERT_TASK, project_id=project_id, task=task)
+        values |= await find_repository(new)
+    return await create_row(request, "/tasks/", INSERT_TASK, **values)
 
 
 @api.post("/projects/{project_id}/tasks/", response_model=Task, tags=["tasks"], **CREATED)
@@ -1404,8 +1403,7 @@ async def update_task(request: Request, task_id: PathId, update: TaskUpdate) -> 
     assignee, and for admins, who alone may change `assigned_to`."""
     place = {"project_id": await find_project(task_id), "task_id": task_id}
     if update.repository is not None:  # do not ask GitHub without permission
-        values = request.user | place | {"changes": update.as_json(), "versions": None}
-        require_row(await fetch_row(FOUND_TASK, **values))
+        require_row(await fetch_row(FOUND_TASK, **request.user, **place, changes=update.as_json(), versions=None))
     changes = update.as_json(**await find_repository(update))
     sql = f"""
         WITH found AS ({FOUND_TASK}), task AS (

@@ -217,14 +217,14 @@ def new_database(postgres_url: str, cluster: list[str]) -> NewDatabase:
     """`with new_database() as url:` a fresh database, dropped afterwards."""
 
     @contextmanager
-    def create(options: str = "") -> Iterator[str]:
+    def create(options: str = "", distributed: bool = True) -> Iterator[str]:
         name = f"test_{secrets.token_hex(6)}"
-        servers = cluster or [postgres_url]
+        servers = cluster if cluster and distributed else [postgres_url]
         urls = [re.sub(r"(?<=//)([^/?]*)(/[^?]*)?", rf"\1/{name}", server, count=1) for server in servers]
         for server in servers:
             query(server, f"CREATE DATABASE {name} {options}")
         try:
-            if cluster:
+            if len(servers) > 1:
                 distribute(*urls)
             yield urls[0]
         finally:

@@ -1,0 +1,171 @@
+"""The service on a Citus cluster: TEST_DATABASE_URL is its coordinator, CONTRIBUTING.md says how; skipped elsewhere.
+
+pytest -m drill -s tests/test_cluster.py      a stopped worker; what it costs to ask all shards
+"""
+
+import asyncio
+import pickle
+import re
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from tests.conftest import (
+    KEYS,
+    NewDatabase,
+    Person,
+    create_project,
+    create_task,
+    execute,
+    query,
+    serve,
+    sign_up,
+)
+
+
+@pytest.fixture(autouse=True)
+def _require_a_cluster(cluster: list[str]) -> None:
+    if not cluster:
+        pytest.skip("TEST_DATABASE_URL is not the coordinator of a cluster")
+
+
+# ------------------------------------------------------------------------------------------ plans
+
+TRACED = """
+import pickle
+import main
+
+bind = main.bind
+
+def bind_and_trace(sql, values):
+    statement = bind(sql, values)
+    with open("statements", "ab") as file:
+        pickle.dump(statement, file)
+    return statement
+
+main.bind = bind_and_trace
+app = main.app
+"""
+SORTS = ("priority", "-priority", "due_date", "-due_date", "created_at", "-created_at", "id", "-id")
+FILTERS = "status=pending&completed=false&assigned_to=1&repository=a/b&due_before=2030-01-01&due_after=2020-01-01&q=x"
+
+
+class Traced:
+    """What the statements of a request ask of the cluster, according to EXPLAIN and to the coordinator's own log."""
+
+    def __init__(self, cluster: list[str], url: str, log: Path) -> None:
+        self.workers = [f"{httpx.URL(worker).host}:{httpx.URL(worker).port}" for worker in cluster[1:]]
+        self.url, self.log = url, log
+
+    def request(self, by: Person, method: str, path: str, status: int = 200, **options: Any) -> tuple[list[int], int]:
+        """How many shards each statement asks, 0 for one on the coordinator alone; and how many workers all do."""
+        self.log.write_bytes(b"")
+        assert by.request(method, path, **options).status_code == status, path
+        with self.log.open("rb") as file:
+            statements = list(iter(lambda: pickle.load(file) if file.peek() else None, None))  # noqa: S301
+        return asyncio.run(self.explain(statements))
+
+    async def explain(self, statements: list[Any]) -> tuple[list[int], int]:
+        db, commands, shards = await asyncpg.connect(self.url), list[str](), []
+        db.add_log_listener(lambda _, message: commands.append(message.detail or ""))
+        await db.execute("SET citus.log_remote_commands = on; BEGIN")
+        for sql, *values in statements:
+            plan = "\n".join(line for (line,) in await db.fetch(f"EXPLAIN {sql}", *values))
+            shards.append(max(map(int, re.findall(r"Task Count: (\d+)", plan)), default=0))
+        commands.clear()  # EXPLAIN's own
+        for statement in statements:
+            await db.fetch(*statement)  # again, to be rolled back
+        await db.close()
+        return shards, sum(any(worker in command for command in commands) for worker in self.workers)
+
+
+def test_a_request_that_names_a_project_asks_one_shard(
+    cluster: list[str], new_database: NewDatabase, tmp_path: Path
+) -> None:
+    (tmp_path / "traced.py").write_text(TRACED)
+    with (
+        new_database() as url,
+        serve(folder=tmp_path, app="traced:app", DATABASE_URL=url) as own,
+        own.client(X_API_Key=KEYS[0]) as admin,
+    ):
+        traced, member = Traced(cluster, url, tmp_path / "statements"), sign_up(admin)
+        id = create_project(admin, member)["id"]
+        project = f"/projects/{id}"
+        for by in (admin, member):
+            reads = [project, f"{project}/members/?count=true", f"{project}/tasks/export", f"/tasks/?project_id={id}"]
+            reads += [f"{project}/tasks/?sort={sort}&limit=1" for sort in SORTS] + [f"{project}/tasks/?{FILTERS}"]
+            for path in reads:
+                shards, workers = traced.request(by, "GET", path)
+                assert (max(shards), workers) == (1, 1), path
+            for path in (f"{project}/tasks/", "/tasks/"):  # an Inbox is a project, too
+                for key in ({}, {"Idempotency-Key": "once"}):
+                    shards, workers = traced.request(by, "POST", path, 201, json={"title": "x"}, headers=key)
+                    assert (max(shards), workers) == (1, 1), path
+            # A task is looked up in all shards, then changed in its own.
+            task = f"/tasks/{create_task(by, {'id': id})['id']}"
+            assert sorted(traced.request(by, "PATCH", task, json={"status": "completed"})[0])[-2:] == [1, 32]
+            for path in (task, "/tasks/", "/projects/"):
+                shards, workers = traced.request(by, "GET", path)
+                assert (max(shards), workers) == (32, len(cluster) - 1), path
+            assert sorted(traced.request(by, "DELETE", task, 204)[0])[-2:] == [1, 32]
+        assert traced.request(admin, "POST", "/projects/", 201, json={"name": "x"}) == ([1], 1)
+        assert traced.request(admin, "PATCH", project, json={"name": "y"}) == ([1], 1)
+        for method, status in (("DELETE", 204), ("PUT", 200)):
+            assert traced.request(admin, method, f"{project}/members/{member.id}", status) == ([1], 1)
+        assert traced.request(admin, "DELETE", project, 204) == ([1], 1)
+
+
+# ------------------------------------------------------------------------------------------ costs and faults
+
+PROJECTS = 100
+FILL = """INSERT INTO tasks (project_id, title, priority, created_by)
+    SELECT $1, 'Task ' || n, n % 100, 1 FROM generate_series(1, 1000) AS n"""
+# {} is the id of a project, of the tasks created before, or nothing.
+REQUESTS: dict[str, tuple[str, str, Any]] = {
+    "a project": ("GET", "/projects/{project}", None),
+    "20 tasks of a project": ("GET", "/projects/{project}/tasks/?limit=20", None),
+    "a new task": ("POST", "/projects/{project}/tasks/", {"title": "A task"}),
+    "a changed project": ("PATCH", "/projects/{project}", {"description": "Changed."}),
+    "a changed task": ("PATCH", "/tasks/{task}", {"priority": 1}),
+    "a task": ("GET", "/tasks/{task}", None),
+    "20 of all tasks": ("GET", "/tasks/?limit=20", None),
+    "20 of all projects": ("GET", "/projects/?limit=20", None),
+}
+
+
+@pytest.mark.drill
+def test_what_a_request_costs_on_the_cluster_and_on_one_server(new_database: NewDatabase) -> None:
+    """One client and one request at a time, in turns; 100,000 tasks in 100 projects, and the coordinator's server."""
+    with ExitStack() as stack:
+        turns = []
+        for distributed in (True, False):
+            url = stack.enter_context(new_database(distributed=distributed))
+            own = stack.enter_context(serve("--no-access-log", DATABASE_URL=url))
+            admin = stack.enter_context(own.client(X_API_Key=KEYS[0]))
+            projects = [create_project(admin)["id"] for _ in range(PROJECTS)]
+            for project in projects:
+                query(url, FILL, project)
+            execute(url, "ANALYZE projects, tasks, members, users")
+            tasks = [id for (id,) in query(url, "SELECT id FROM tasks ORDER BY id LIMIT 10000")][:: 10000 // PROJECTS]
+            turns.append((admin, list(zip(projects, tasks, strict=True))))
+        print("\n| request | cluster, ms | one server, ms | ratio |\n| --- | --- | --- | --- |")
+        for name, (method, path, body) in REQUESTS.items():
+            medians = []
+            for _ in range(5):
+                for admin, ids in turns:
+                    seconds = []
+                    for project, task in ids:
+                        begun = time.perf_counter()
+                        answer = admin.request(method, path.format(project=project, task=task), json=body)
+                        seconds.append(time.perf_counter() - begun)
+                        assert answer.is_success, answer.text
+                    medians.append(median(seconds) * 1000)
+            there, here = median(medians[::2]), median(medians[1::2])
+            ratio = median(a / b for a, b in zip(medians[::2], medians[1::2], strict=True))
+            print(f"| {name} | {there:.1f} | {here:.1f} | {ratio:.1f} |")
