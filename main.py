@@ -19,6 +19,7 @@ import random
 import re
 import secrets
 import sys
+import time
 import warnings
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -138,7 +139,7 @@ class Worker:  # what one worker process holds; the lifespan fills it in
     api_keys: list[bytes]
     jwt_secret: str
     service: dict[str, Any] | None  # the caller with an API key; None until the database has been reached
-    outage: str | None  # the cause that was logged last, while it lasts
+    outages: dict[str, float]  # by cause, when it was last seen, see log_outage
 
 
 worker = Worker()
@@ -173,9 +174,7 @@ class connection:
         return self.db
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None:
-            worker.outage = None
-        elif isinstance(error, (*CONNECTION_ERRORS, asyncpg.ReadOnlySQLTransactionError)):
+        if isinstance(error, (*CONNECTION_ERRORS, asyncpg.ReadOnlySQLTransactionError)):
             self.db.terminate()  # a release would wait for the server; a standby is of no use
         await self.pooled.__aexit__(kind, error, trace)
 
@@ -255,10 +254,11 @@ async def boot_until_done() -> None:
 
 
 def log_outage(error: BaseException) -> None:
-    """Log why the database cannot be used, once per cause."""
-    cause = f"{type(error).__name__}: {error}".removesuffix(": ")
-    if cause != worker.outage:
-        worker.outage = cause
+    """Log why the database cannot be used: once per cause, and again when it was not seen for ten seconds."""
+    cause, now = f"{type(error).__name__}: {error}".removesuffix(": "), time.monotonic()
+    recent = {cause: seen_at for cause, seen_at in worker.outages.items() if seen_at > now - 10}
+    worker.outages = recent | {cause: now}
+    if cause not in recent:
         hosts = urlsplit(settings.database_url or "").netloc.rpartition("@")[2] or "its socket"
         log.error("The database at %s is unavailable (%s)", hosts, cause, exc_info=None if is_outage(error) else error)
 
@@ -286,7 +286,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     worker.github = httpx.AsyncClient(headers=GITHUB_HEADERS, follow_redirects=True, max_redirects=3)
     worker.uploaded = asyncio.Event()
     worker.api_keys, worker.jwt_secret = split_keys(settings.api_key), settings.jwt_secret_key
-    worker.service = worker.outage = None
+    worker.service, worker.outages = None, {}
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it would quote malformed input
     complete_openapi(app)
     gc.freeze()  # imported objects stay; collecting them would pause for 50 ms
@@ -363,6 +363,8 @@ CONSTRAINTS: dict[str, Callable[[], Refusal]] = {
 def is_outage(error: BaseException) -> bool:
     """Whether the database is unreachable, full, overloaded or stopping; otherwise it refused the statement."""
     if isinstance(error, asyncpg.PostgresError):
+        if error.sqlstate == "XX000":  # of a cluster, a worker that hangs up
+            return "connection" in str(error)
         return (error.sqlstate or "")[:2] in {"08", "25", "28", "3D", "40", "53", "55", "57", "58"}
     return isinstance(error, (*CONNECTION_ERRORS, asyncpg.InterfaceError)) and not isinstance(error, ValueError)
 

@@ -4,10 +4,13 @@ pytest -m drill -s tests/test_cluster.py      a stopped worker; what it costs to
 """
 
 import asyncio
+import os
 import pickle
 import re
+import subprocess
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,13 +23,20 @@ from tests.conftest import (
     KEYS,
     NewDatabase,
     Person,
+    at_once,
     create_project,
     create_task,
     execute,
+    log_in,
+    new_name,
+    ok,
     query,
+    refused,
+    register,
     serve,
     sign_up,
 )
+from tests.test_drills import Load, expect_in_time
 
 
 @pytest.fixture(autouse=True)
@@ -169,3 +179,49 @@ def test_what_a_request_costs_on_the_cluster_and_on_one_server(new_database: New
             there, here = median(medians[::2]), median(medians[1::2])
             ratio = median(a / b for a, b in zip(medians[::2], medians[1::2], strict=True))
             print(f"| {name} | {there:.1f} | {here:.1f} | {ratio:.1f} |")
+
+
+def control(folder: str, programs: str, *action: str) -> None:
+    """pg_ctl for a worker on this machine, as the user that its data belong to."""
+    command = [f"{programs}/pg_ctl", "-w", "-D", folder, "-l", f"{folder}/log", *action]
+    subprocess.run(command, check=True, user=Path(folder).owner(), cwd="/", stdout=subprocess.DEVNULL, timeout=60)  # noqa: S603
+
+
+@pytest.mark.drill
+def test_a_stopped_worker_stops_only_what_lives_there(cluster: list[str], new_database: NewDatabase) -> None:
+    place = "SELECT current_setting('data_directory'), (SELECT setting FROM pg_config WHERE name = 'BINDIR')"
+    ((folder, programs),) = query(cluster[1], place)
+    if not os.access(folder, os.W_OK):
+        pytest.skip("the worker is not on this machine, or belongs to somebody else")
+    node = (
+        "SELECT nodeport FROM citus_shards WHERE shardid = get_shard_id_for_distribution_column('projects', $1::bigint)"
+    )
+    with new_database() as url, serve(DATABASE_URL=url) as own, own.client(X_API_Key=KEYS[0]) as admin:
+        loads: dict[bool, Load] = {}  # one on the worker, and one elsewhere
+        while len(loads) < 2:
+            load = Load(own)
+            loads[query(url, node, load.project) == [(httpx.URL(cluster[1]).port,)]] = load
+        there, elsewhere, member = loads[True], loads[False], sign_up(admin)
+        ok(admin.put(f"/projects/{elsewhere.project}/members/{member.id}"))
+        with there, elsewhere:
+            there.wait_for(200)
+            control(folder, programs, "-m", "immediate", "stop")
+            try:
+                stopped_at = time.monotonic()
+                elsewhere.wait_for(500)
+                for path in (f"/projects/{elsewhere.project}", elsewhere.path, f"{elsewhere.path}export"):
+                    assert admin.get(path).status_code == member.get(path).status_code == 200
+                ok(log_in(admin, member.username))
+                paths = (f"/projects/{there.project}", there.path, "/tasks/", "/projects/")
+                asked = expect_in_time(at_once(*[partial(admin.get, path) for path in paths * 4]), 503)
+                refused(register(admin, new_name()), 503)
+                time.sleep(max(0, stopped_at + 5 - time.monotonic()))
+            finally:
+                control(folder, programs, "start")
+            seconds = there.seconds_until_next()
+            there.wait_for(200)
+        execute(url, "SELECT recover_prepared_transactions()")  # the cluster does it every minute
+        there.check(url, f"A worker stopped: {asked}; serving again after {seconds:.2f} s")
+        elsewhere.check(url, "Meanwhile, on the other worker")
+        assert set(elsewhere.answers) == {201}
+        assert own.log_text().count("is unavailable") < 10, "once per cause"

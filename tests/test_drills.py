@@ -55,7 +55,8 @@ class Load:
     def __init__(self, service: Service) -> None:
         self.service, self.changed, self.is_over = service, threading.Condition(), threading.Event()
         with service.client(X_API_Key=KEYS[0]) as admin:
-            self.path = f"/projects/{create_project(admin, name=new_name())['id']}/tasks/"
+            self.project = create_project(admin, name=new_name())["id"]
+        self.path = f"/projects/{self.project}/tasks/"
         self.acknowledged: dict[str, int] = {}
         self.last_at = self.slowest_seconds = 0.0
         self.answers: Counter[int | str] = Counter()
