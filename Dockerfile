@@ -12,7 +12,7 @@ USER 10001:10001
 # uvicorn reads its options from the environment: override any of them with -e UVICORN_..., and set the number of
 # workers with -e WEB_CONCURRENCY. Give it 15 s to stop (--stop-timeout): requests in flight get 10 of them.
 ENV PYTHONUNBUFFERED=1 UVICORN_HOST=0.0.0.0 UVICORN_PORT=8000 UVICORN_HTTP=zttp UVICORN_SERVER_HEADER=false \
-    UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=10
+    UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=10 OTEL_EXPORTER_OTLP_TIMEOUT=2
 EXPOSE 8000
 # /livez and not /readyz: a new process would not reach the database any sooner.
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD python -c "from http.client import HTTPConnection; \

@@ -1,27 +1,35 @@
 """Starting and stopping: eight workers at once, a database that is away, hangs or comes later, settings, signals."""
 
+import gzip
 import re
+import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.conftest import (
     KEYS,
     MARKER,
+    MISSING,
     ROOT,
     NewDatabase,
     Service,
     at_once,
     create_project,
+    create_task,
     finished,
     free_port,
     launch,
@@ -230,3 +238,54 @@ def test_sigterm_ends_what_runs_and_waits_for_no_client_that_hangs(workers: str,
             assert finished(admin, accepted, 30)["rows_inserted"] == 20_000
             counts = "SELECT left(title, 4), count(*), count(DISTINCT title) FROM tasks GROUP BY 1 ORDER BY 1"
             assert query(url, counts) == [("Row ", 20_000, 20_000), ("Slow", 1, 1), ("Wait", 3, 1)]
+
+
+# ------------------------------------------------------------------------------------------ telemetry
+
+
+class Collector(ThreadingHTTPServer):
+    """Stands for an OpenTelemetry collector: keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.received: dict[str, list[bytes]] = {"/v1/traces": [], "/v1/metrics": [], "/v1/logs": []}
+        super().__init__(("127.0.0.1", 0), Export)
+
+
+class Export(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        assert isinstance(self.server, Collector)
+        self.server.received[self.path].append(gzip.decompress(body) if "Content-Encoding" in self.headers else body)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_collector_gets_traces_and_metrics(database_url: str) -> None:
+    trace, parent = secrets.token_hex(16), secrets.token_hex(8)
+    with Collector() as collector:
+        threading.Thread(target=collector.serve_forever, args=(0.02,), daemon=True).start()
+        endpoint = f"http://127.0.0.1:{collector.server_address[1]}"
+        settings: dict[str, Any] = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_SERVICE_NAME": "projects"}
+        with serve(DATABASE_URL=database_url, **settings) as own, own.client(X_API_Key=KEYS[0]) as admin:
+            task = create_task(admin, create_project(admin))
+            ok(admin.get(f"/api/v1/tasks/{task['id']}/?", headers={"traceparent": f"00-{trace}-{parent}-01"}))
+            refused(admin.get(f"/tasks/{MISSING}"), 404)
+        collector.shutdown()  # the service has stopped, and sent the rest
+    traces, metrics, _ = (b"".join(bodies) for bodies in collector.received.values())
+    exported = [ExportTraceServiceRequest.FromString(body) for body in collector.received["/v1/traces"]]
+    spans = [
+        span for sent in exported for of in sent.resource_spans for scope in of.scope_spans for span in scope.spans
+    ]
+    assert (trace, parent) in [(span.trace_id.hex(), span.parent_span_id.hex()) for span in spans]
+    found = Counter(
+        (span.name, attribute.value.int_value)
+        for span in spans
+        for attribute in span.attributes
+        if attribute.key == "http.response.status_code"
+    )
+    assert (found["GET /tasks/{task_id}", 200], found["GET /tasks/{task_id}", 404]) == (2, 1)
+    assert all(text in metrics for text in (b"http.server.request.duration", b"/tasks/{task_id}", b"projects"))
+    assert [key for key in KEYS if key.encode() in traces + metrics] == []
