@@ -146,7 +146,7 @@ worker = Worker()
 
 
 async def set_up(db: asyncpg.Connection) -> None:
-    """Let each statement have one plan, but on a cluster, which plans by the values."""
+    """Let each statement have one plan; not on a Citus cluster, which plans by the values."""
     sql = "set_config('plan_cache_mode', 'force_generic_plan', false)"
     await db.execute(f"SELECT {sql} WHERE to_regclass('pg_dist_node') IS NULL")
 
@@ -1393,7 +1393,7 @@ FOUND_TASK = f"""
 
 
 async def find_project(task_id: int) -> int:
-    """The project of a task, which never changes. On a cluster, only a statement that names the project can lock."""
+    """The project of a task, which never changes. A cluster locks no row but by a statement that names its project."""
     row = require_row(await fetch_row("SELECT project_id AS id FROM tasks WHERE id = :task_id", task_id=task_id))
     return int(row["id"])
 

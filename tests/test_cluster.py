@@ -7,6 +7,7 @@ import asyncio
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import time
 from contextlib import ExitStack
@@ -21,6 +22,8 @@ import pytest
 
 from tests.conftest import (
     KEYS,
+    PASSWORD,
+    ROOT,
     NewDatabase,
     Person,
     at_once,
@@ -129,6 +132,18 @@ def test_a_request_that_names_a_project_asks_one_shard(
         for method, status in (("DELETE", 204), ("PUT", 200)):
             assert traced.request(admin, method, f"{project}/members/{member.id}", status) == ([1], 1)
         assert traced.request(admin, "DELETE", project, 204) == ([1], 1)
+
+
+def test_a_new_schema_changes_a_distributed_database(new_database: NewDatabase, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "main.py", tmp_path)
+    schema = (ROOT / "schema.sql").read_text()
+    with new_database() as url:
+        for change in ("ADD COLUMN IF NOT EXISTS note text", "DROP COLUMN IF EXISTS note"):
+            (tmp_path / "schema.sql").write_text(f"{schema}\nALTER TABLE tasks {change};\n")
+            admin: dict[str, Any] = {"ADMIN_USERNAME": new_name(), "ADMIN_PASSWORD": PASSWORD}
+            with serve(folder=tmp_path, DATABASE_URL=url, **admin) as own, own.client(X_API_Key=KEYS[0]) as key:
+                create_task(key, create_project(key))
+                ok(log_in(key, admin["ADMIN_USERNAME"]))
 
 
 # ------------------------------------------------------------------------------------------ costs and faults
