@@ -255,7 +255,7 @@ async def boot_until_done() -> None:
 
 def log_outage(error: BaseException) -> None:
     """Log why the database cannot be used: once per cause, and again when it was not seen for ten seconds."""
-    cause, now = f"{type(error).__name__}: {error}".removesuffix(": "), time.monotonic()
+    cause, now = f"{type(error).__name__}: {error}".partition("\n")[0].removesuffix(": "), time.monotonic()
     recent = {cause: seen_at for cause, seen_at in worker.outages.items() if seen_at > now - 10}
     worker.outages = recent | {cause: now}
     if cause not in recent:
@@ -743,7 +743,7 @@ async def list_rows(request: Request, page: Page, columns: str, source: str, ord
                max(rank) FILTER (WHERE place = :limit) AS rank, max(id) FILTER (WHERE place = :limit) AS id,
                count(*) > :limit AS has_more
         FROM (
-            SELECT *, row_number() OVER () AS place FROM (
+            SELECT rank, id, body, row_number() OVER () AS place FROM (
                 SELECT {order.rank} AS rank, {order.id} AS id, {columns}
                 {source} AND ({order.rank}, {order.id}) {compare} (:after_rank, :after_id)
                 ORDER BY {by} LIMIT :limit + 1 OFFSET :offset
@@ -998,7 +998,7 @@ PROJECT_JSON = json_object(
 MEMBER_JSON = json_object("member.user_id, users.username, member.added_at")
 # The rule of access: a member sees the project, and an admin.
 SEES_PROJECT = "(:is_admin OR EXISTS (SELECT FROM members WHERE project_id = :project_id AND user_id = :caller_id))"
-# The same as a join; within INSERT ... SELECT, a cluster takes no EXISTS.
+# The same as a join: Citus takes no EXISTS within INSERT ... SELECT.
 SEEN_PROJECT = """
     projects AS project LEFT JOIN members AS own ON own.project_id = project.id AND own.user_id = :caller_id
     WHERE project.id = :project_id AND (:is_admin OR own.user_id IS NOT NULL)"""
