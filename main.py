@@ -139,23 +139,23 @@ class Worker:  # what one worker process holds; the lifespan fills it in
     api_keys: list[bytes]
     jwt_secret: str
     service: dict[str, Any] | None  # the caller with an API key; None until the database has been reached
-    outages: dict[str, float]  # by cause, when it was last seen, see log_outage
+    outages: dict[str, float]  # by cause, when it was logged
 
 
 worker = Worker()
 
 
-async def set_up(db: asyncpg.Connection) -> None:
+async def force_generic_plans(db: asyncpg.Connection) -> None:
     """Let each statement have one plan; not on a Citus cluster, which plans by the values."""
-    sql = "set_config('plan_cache_mode', 'force_generic_plan', false)"
-    await db.execute(f"SELECT {sql} WHERE to_regclass('pg_dist_node') IS NULL")
+    is_one_server = "to_regclass('pg_dist_node') IS NULL"
+    await db.execute(f"SELECT set_config('plan_cache_mode', 'force_generic_plan', false) WHERE {is_one_server}")
 
 
 async def skip_reset(_: asyncpg.Connection) -> None:
     """In place of the reset at each release, a round trip: no statement here leaves state in a session."""
 
 
-OWN_SESSIONS: dict[str, Any] = {"server_settings": SERVER_SETTINGS, "init": set_up}
+OWN_SESSIONS: dict[str, Any] = {"server_settings": SERVER_SETTINGS, "init": force_generic_plans}
 # Behind a pooler like PgBouncer, they keep neither settings nor statements prepared by name.
 SHARED_SESSIONS: dict[str, Any] = {"server_settings": {"timezone": "UTC"}, "statement_cache_size": 0}
 
@@ -254,11 +254,11 @@ async def boot_until_done() -> None:
 
 
 def log_outage(error: BaseException) -> None:
-    """Log why the database cannot be used: once per cause, and again when it was not seen for ten seconds."""
+    """Log why the database cannot be used: once per cause, and again after a minute."""
     cause, now = f"{type(error).__name__}: {error}".partition("\n")[0].removesuffix(": "), time.monotonic()
-    recent = {cause: seen_at for cause, seen_at in worker.outages.items() if seen_at > now - 10}
-    worker.outages = recent | {cause: now}
-    if cause not in recent:
+    worker.outages = {known: logged_at for known, logged_at in worker.outages.items() if logged_at > now - 60}
+    if cause not in worker.outages:
+        worker.outages[cause] = now
         hosts = urlsplit(settings.database_url or "").netloc.rpartition("@")[2] or "its socket"
         log.error("The database at %s is unavailable (%s)", hosts, cause, exc_info=None if is_outage(error) else error)
 
@@ -350,7 +350,7 @@ def unavailable() -> Refusal:
     return Refusal(503, "The database is unavailable; try again.", Retry_After="1")
 
 
-# Violated constraints of schema.sql. One that is not named here is a bug.
+# Violated constraints of schema.sql, by their name, which a shard has in its message only. Another one is a bug.
 CONSTRAINTS: dict[str, Callable[[], Refusal]] = {
     "task_has_project": lambda: Refusal(404, NOT_FOUND),  # deleted while the task was added
     "member_has_project": lambda: Refusal(404, NOT_FOUND),
@@ -999,18 +999,18 @@ MEMBER_JSON = json_object("member.user_id, users.username, member.added_at")
 # The rule of access: a member sees the project, and an admin.
 SEES_PROJECT = "(:is_admin OR EXISTS (SELECT FROM members WHERE project_id = :project_id AND user_id = :caller_id))"
 # The same as a join: Citus takes no EXISTS within INSERT ... SELECT.
-SEEN_PROJECT = """
+VISIBLE_PROJECT = """
     projects AS project LEFT JOIN members AS own ON own.project_id = project.id AND own.user_id = :caller_id
     WHERE project.id = :project_id AND (:is_admin OR own.user_id IS NOT NULL)"""
 OWN_PROJECTS = "ANY(ARRAY(SELECT project_id FROM members WHERE user_id = :caller_id))"
-SELECT_PROJECT = f"SELECT project.id, project.version, {PROJECT_JSON} FROM {SEEN_PROJECT}"
-# :versions are those in If-Match; NULL is any.
+SELECT_PROJECT = f"SELECT project.id, project.version, {PROJECT_JSON} FROM {VISIBLE_PROJECT}"
+# :versions are those in If-Match; NULL is any. As text, of which the driver need not look up the array's type.
 IS_CURRENT = "(:versions::text[] IS NULL OR version::text = ANY(:versions)) AS is_current"
 # The project, if the caller sees it; whether the caller may change it; whose Inbox it is.
 FOUND_PROJECT = f"""
     SELECT project.id, project.version, {IS_CURRENT}, :is_admin::boolean AS allowed,
            (SELECT users.id FROM users WHERE users.inbox_id = project.id) AS inbox_of
-    FROM {SEEN_PROJECT}
+    FROM {VISIBLE_PROJECT}
 """
 
 
@@ -1340,7 +1340,7 @@ async def list_tasks(request: Request) -> Response:
 # The project for a new task, if the caller sees it; members may assign a new task to themselves only.
 FOUND_PROJECT_FOR_TASK = f"""
     SELECT project.id, :is_admin OR coalesce(:assigned_to::bigint = own.user_id, true) AS allowed
-    FROM {SEEN_PROJECT}
+    FROM {VISIBLE_PROJECT}
 """
 INSERT_TASK = f"""
     WITH task AS (
@@ -1392,10 +1392,10 @@ FOUND_TASK = f"""
 """
 
 
-async def find_project(task_id: int) -> int:
-    """The project of a task, which never changes. A cluster locks no row but by a statement that names its project."""
-    row = require_row(await fetch_row("SELECT project_id AS id FROM tasks WHERE id = :task_id", task_id=task_id))
-    return int(row["id"])
+async def find_ids(request: Request, task_id: int) -> dict[str, int]:
+    """A task's id and that of its project, which never changes: a cluster locks no row without it."""
+    sql = f"SELECT task.project_id AS id FROM tasks AS task WHERE task.id = :task_id AND {SEES_TASK}"
+    return {"project_id": require_row(await fetch_row(sql, **request.user, task_id=task_id))["id"], "task_id": task_id}
 
 
 @api.put("/tasks/{task_id}", name="put_task", response_model=Task, tags=["tasks"], **CHANGED)
@@ -1403,9 +1403,9 @@ async def find_project(task_id: int) -> int:
 async def update_task(request: Request, task_id: PathId, update: TaskUpdate) -> Response:
     """Change fields of a task; those left out keep their value, `null` clears an optional one. For its creator and its
     assignee, and for admins, who alone may change `assigned_to`."""
-    place = {"project_id": await find_project(task_id), "task_id": task_id}
+    ids = await find_ids(request, task_id)
     if update.repository is not None:  # do not ask GitHub without permission
-        require_row(await fetch_row(FOUND_TASK, **request.user, **place, changes=update.as_json(), versions=None))
+        require_row(await fetch_row(FOUND_TASK, **request.user, **ids, changes=update.as_json(), versions=None))
     changes = update.as_json(**await find_repository(update))
     sql = f"""
         WITH found AS ({FOUND_TASK}), task AS (
@@ -1425,7 +1425,7 @@ async def update_task(request: Request, task_id: PathId, update: TaskUpdate) -> 
         SELECT found.allowed, found.version AS version_found, task.id, task.version, {TASK_JSON}
         FROM found LEFT JOIN task ON true LEFT JOIN repositories AS repository ON repository.id = task.repository_id
     """
-    return await answer_row(request, sql, **place, changes=changes)
+    return await answer_row(request, sql, **ids, changes=changes)
 
 
 @api.delete("/tasks/{task_id}", tags=["tasks"], **DELETED)
@@ -1439,7 +1439,7 @@ async def delete_task(request: Request, task_id: PathId) -> Response:
         )
         SELECT found.allowed, found.version AS version_found, task.id FROM found LEFT JOIN task ON true
     """
-    return await answer_row(request, sql, project_id=await find_project(task_id), task_id=task_id, changes="{}")
+    return await answer_row(request, sql, **await find_ids(request, task_id), changes="{}")
 
 
 # ------------------------------------------------------------------------------------------ CSV files
@@ -1787,7 +1787,7 @@ app = FastAPIOffline(
     routes=sorted([*api.routes, *admin.routes, *public.routes], key=lambda route: route.path not in HOT_PATHS),
     lifespan=lifespan,
     redirect_slashes=False,
-    telemetry=dict.fromkeys(["tracing", "metrics", "logs", "auto_configure"], HAS_COLLECTOR),
+    telemetry=dict.fromkeys(["tracing", "metrics", "auto_configure"], HAS_COLLECTOR) | {"logs": False},
     swagger_ui_parameters={"persistAuthorization": True, "tryItOutEnabled": True},
     exception_handlers={HTTPException: as_problem, RequestValidationError: as_problem},
 )

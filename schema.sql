@@ -1,5 +1,6 @@
 -- The tables of the service. Applied at each start that finds another version of this text applied
--- before, under an advisory lock; so every statement here can run again.
+-- before, under an advisory lock; so every statement here can run again. They run one by one: a line that ends with
+-- a semicolon ends the statement, if the next one is not indented.
 
 -- Compares text without regard to case, beyond ASCII and whatever the locale of the database:
 -- PostgreSQL's own rules (17 and newer), else ICU's, else the C library's.
@@ -216,7 +217,7 @@ RETURNS void LANGUAGE plpgsql AS $$
         ), project AS (
             SELECT id FROM projects WHERE id = ANY(ARRAY(SELECT project_id FROM task))
         ), member AS (
-            SELECT project_id, user_id FROM members JOIN task USING (project_id) WHERE user_id = assigned_to
+            SELECT DISTINCT project_id, user_id FROM members JOIN task USING (project_id) WHERE user_id = assigned_to
         )
         INSERT INTO upload_errors (upload_id, line, cells, error)
         SELECT $1, task.line, task.cells::text,
@@ -238,9 +239,9 @@ RETURNS void LANGUAGE plpgsql AS $$
             assigned_to bigint, repository text
         )
         JOIN uploads AS upload ON upload.id = $1
-        LEFT JOIN upload_errors AS refused ON refused.upload_id = $1 AND refused.line = task.line
+        LEFT JOIN upload_errors AS refusal ON refusal.upload_id = $1 AND refusal.line = task.line
         LEFT JOIN repositories AS repository ON lower(repository.full_name) = lower(task.repository)
-        WHERE refused.line IS NULL
+        WHERE refusal.line IS NULL
         ORDER BY task.line;
         GET DIAGNOSTICS inserted = ROW_COUNT;
 

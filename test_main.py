@@ -108,6 +108,8 @@ def test_invalid_credentials_are_refused(admin: Person, nobody: Person) -> None:
         me = ok(nobody.get("/auth/me", headers={"X-API-Key": key}))
         assert (me["username"], me["role"], me["is_active"]) == ("service", "admin", True)
     refused(log_in(nobody, "service", ""), 401)
+    for changes in ({"role": "user"}, {"is_active": False}, {"password": PASSWORD}):
+        refused(admin.patch(f"/users/{me['id']}", json=changes), 403)
 
 
 def test_json_form_and_refresh_token_give_tokens_that_work(admin: Person, nobody: Person) -> None:
@@ -483,8 +485,9 @@ def test_a_stranger_cannot_see_the_project(people: dict[str, Person]) -> None:
         assert world["project"] not in [project["id"] for project in walk(people[kind], "/projects/")]
         hidden = people[kind].get(f"/tasks/?project_id={world['project']}&count=true")
         assert (ok(hidden), hidden.headers["X-Total-Count"]) == ([], "0")
-        for version in ('"1"', '"99"', "*"):
+        for version in ('"1"', '"99"', "*", "no tag"):
             refused(people[kind].delete(f"/tasks/{world['task']}", headers={"If-Match": version}), 404)
+            refused(people[kind].patch(f"/tasks/{world['task']}", headers={"If-Match": version}, json={}), 404)
     for kind in ("member", "assignee", "creator"):
         assert world["project"] in [project["id"] for project in walk(people[kind], "/projects/")]
         assert world["task"] in [task["id"] for task in walk(people[kind], "/tasks/")]

@@ -8,8 +8,8 @@ DO $$
         setting text;
     BEGIN
         FOREACH setting IN ARRAY ARRAY[
-            -- uploads refer to users, a reference table. They stay local: in Citus' metadata they could have no
-            -- identity column, and no clock_timestamp() in an UPDATE.
+            -- Uploads refer to users. They stay plain tables all the same: as tables that Citus knows, they could not
+            -- be updated by clock_timestamp().
             'citus.enable_local_reference_table_foreign_keys = off',
             -- A new schema.sql changes distributed tables, and users, in one transaction.
             'citus.multi_shard_modify_mode = sequential'
@@ -20,12 +20,14 @@ DO $$
     END
 $$;
 
--- Everything of a project lives in one shard: a request that names the project asks one server.
+-- Every shard refers to these: each server has them whole.
 SELECT create_reference_table(name) FROM (VALUES ('users'), ('repositories')) AS t (name)
 WHERE NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = name::regclass);
+-- Everything of a project lives in one shard, so that a request that names the project asks one server.
 SELECT create_distributed_table(name, key)
 FROM (VALUES ('projects', 'id'), ('members', 'project_id'), ('tasks', 'project_id')) AS t (name, key)
 WHERE NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = name::regclass);
 
--- The rows are in the shards now.
-SELECT truncate_local_data_after_distributing_table('projects'); -- and tables that refer to it
+-- Deletes what was copied to the shards and is left behind, in members and tasks too. (Users are few, and uploads refer to
+-- them.)
+SELECT truncate_local_data_after_distributing_table('projects');

@@ -22,7 +22,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -146,27 +146,23 @@ def serve(
         assert [secret for secret in (*KEYS, SECRET, PASSWORD) if secret in log] == []
 
 
+def connected(url: str, act: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+    async def connect_and_act() -> T:
+        db = await asyncpg.connect(url)
+        try:
+            return await act(db)
+        finally:
+            await db.close()
+
+    return asyncio.run(connect_and_act())
+
+
 def query(url: str, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-    async def fetch() -> list[tuple[Any, ...]]:
-        db = await asyncpg.connect(url)
-        try:
-            return [tuple(row) for row in await db.fetch(statement, *values)]
-        finally:
-            await db.close()
-
-    return asyncio.run(fetch())
+    return [tuple(row) for row in connected(url, lambda db: db.fetch(statement, *values))]
 
 
-def execute(url: str, *scripts: str) -> None:
-    async def execute_all() -> None:
-        db = await asyncpg.connect(url)
-        try:
-            for script in scripts:
-                await db.execute(script)
-        finally:
-            await db.close()
-
-    asyncio.run(execute_all())
+def execute(url: str, script: str) -> None:
+    connected(url, lambda db: db.execute(script))
 
 
 # ------------------------------------------------------------------------------------------ fixtures
@@ -221,15 +217,15 @@ def new_database(postgres_url: str, cluster: list[str]) -> NewDatabase:
         name = f"test_{secrets.token_hex(6)}"
         servers = cluster if cluster and distributed else [postgres_url]
         urls = [re.sub(r"(?<=//)([^/?]*)(/[^?]*)?", rf"\1/{name}", server, count=1) for server in servers]
-        for server in servers:
-            query(server, f"CREATE DATABASE {name} {options}")
         try:
+            for server in servers:
+                query(server, f"CREATE DATABASE {name} {options}")
             if len(servers) > 1:
                 distribute(*urls)
             yield urls[0]
         finally:
             for server in servers:
-                query(server, f"DROP DATABASE {name} WITH (FORCE)")
+                query(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     return create
 
@@ -242,7 +238,8 @@ def distribute(coordinator: str, *workers: str) -> None:
     query(coordinator, "SELECT citus_set_coordinator_host($1, $2)", host, port)
     for url in map(httpx.URL, workers):
         query(coordinator, "SELECT citus_add_node($1, $2)", url.host, url.port)
-    execute(coordinator, *[(ROOT / name).read_text() for name in ("schema.sql", "deploy/citus.sql")])
+    for name in ("schema.sql", "deploy/citus.sql"):
+        execute(coordinator, (ROOT / name).read_text())
 
 
 @pytest.fixture
