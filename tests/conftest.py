@@ -45,6 +45,7 @@ UNREACHABLE = "http://127.0.0.1:9"
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # made once: httpx would read all certificates for each client
 INHERITED = ("PATH", "HOME", "LANG", "TMPDIR", "TEMP", "SYSTEMROOT")  # and no settings of a developer
 T = TypeVar("T")
+ONE_AT_A_TIME = threading.Lock()
 
 # ------------------------------------------------------------------------------------------ the service
 
@@ -221,7 +222,8 @@ def new_database(postgres_url: str, cluster: list[str]) -> NewDatabase:
             for server in servers:
                 query(server, f"CREATE DATABASE {name} {options}")
             if len(servers) > 1:
-                distribute(*urls)
+                with ONE_AT_A_TIME:  # nodes cannot be added to two databases at once
+                    distribute(*urls)
             yield urls[0]
         finally:
             for server in servers:
