@@ -122,7 +122,6 @@ SERVER_SETTINGS = {
 }
 SCHEMA = (FilePath(__file__).parent / "schema.sql").read_text()
 INT8_MAX = 2**63 - 1
-
 # What asyncpg raises when the server does not answer, or hangs up.
 CONNECTION_ERRORS = (TimeoutError, OSError, asyncpg.InternalClientError)
 
@@ -354,7 +353,7 @@ def unavailable() -> Refusal:
 CONSTRAINTS: dict[str, Callable[[], Refusal]] = {
     "task_has_project": lambda: Refusal(404, NOT_FOUND),  # deleted while the task was added
     "member_has_project": lambda: Refusal(404, NOT_FOUND),
-    "assignee_is_member": lambda: invalid("body", "assigned_to", msg="The assignee is not a member of the project"),
+    "task_is_for_member": lambda: invalid("body", "assigned_to", msg="The assignee is not a member of the project"),
     "email_is_unique": lambda: Refusal(409, TAKEN),
     "service_stays_an_admin": lambda: Refusal(403, FORBIDDEN),
 }
@@ -364,7 +363,7 @@ def is_outage(error: BaseException) -> bool:
     """Whether the database is unreachable, full, overloaded or stopping; otherwise it refused the statement."""
     if isinstance(error, asyncpg.PostgresError):
         if error.sqlstate == "XX000":  # of a cluster, a worker that hangs up
-            return "connection" in str(error)
+            return re.search("connection|could not commit", str(error)) is not None
         return (error.sqlstate or "")[:2] in {"08", "25", "28", "3D", "40", "53", "55", "57", "58"}
     return isinstance(error, (*CONNECTION_ERRORS, asyncpg.InterfaceError)) and not isinstance(error, ValueError)
 
@@ -1019,7 +1018,8 @@ async def create_project(request: Request, new: ProjectCreate) -> Response:
     """Create a project. For admins."""
     sql = f"""
         WITH project AS (
-            INSERT INTO projects (name, description, created_by) VALUES (:name, :description, :caller_id) RETURNING *
+            INSERT INTO projects (name, description, created_by)
+            SELECT :name, :description, :caller_id::bigint RETURNING * -- Citus would commit VALUES in one phase
         )
         SELECT project.id, project.version, {PROJECT_JSON} FROM project
     """
@@ -1281,7 +1281,7 @@ ORDERS = {
 }
 FILTERS = {
     "status": "AND task.status = :status",
-    "completed": "AND (task.status = 'completed') = :completed",
+    "completed": "AND (task.status = 'completed') IS NOT DISTINCT FROM :completed",
     "assigned_to": "AND task.assigned_to = :assigned_to",
     "repository": "AND lower(repository.full_name) = lower(:repository)",
     "due_before": "AND task.due_date < :due_before",
@@ -1680,7 +1680,7 @@ async def import_rows(db: Db, upload_id: int, columns: list[str]) -> None:
         if number % 20 == 0:
             await asyncio.sleep(0)  # requests first
     sql = "INSERT INTO repositories (full_name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING"
-    await db.execute(sql, sorted(repositories, key=str.lower))  # in one order, or two imports would deadlock
+    await db.execute(sql, sorted(sorted(repositories), key=str.lower))  # in one order, or two imports would deadlock
     await db.copy_records_to_table("upload_errors", records=rejected, columns=["upload_id", "line", "cells", "error"])
     await db.execute("SELECT import_tasks($1, $2, $3)", upload_id, json.dumps(tasks), len(rejected))
 

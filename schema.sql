@@ -128,7 +128,8 @@ CREATE TABLE IF NOT EXISTS tasks (
     -- Also serves sort=id within a project.
     PRIMARY KEY (project_id, id),
     -- No SET NULL: removing a member unassigns the tasks first, each with a new version.
-    CONSTRAINT assignee_is_member FOREIGN KEY (project_id, assigned_to) REFERENCES members (project_id, user_id)
+    -- The name comes after task_has_project's: a shard checks foreign keys in this order.
+    CONSTRAINT task_is_for_member FOREIGN KEY (project_id, assigned_to) REFERENCES members (project_id, user_id)
 );
 -- /tasks/{id}, where the path has no project; sort=id over all projects.
 CREATE INDEX IF NOT EXISTS tasks_by_id ON tasks (id);
@@ -179,7 +180,7 @@ CREATE TABLE IF NOT EXISTS uploads (
     rows_inserted integer NOT NULL DEFAULT 0,
     rows_rejected integer NOT NULL DEFAULT 0,
     failures      integer NOT NULL DEFAULT 0, -- attempts at the next batch that failed
-    created_by    bigint NOT NULL REFERENCES users,
+    created_by    bigint NOT NULL, -- a user; a foreign key would let changes to users wait while a file is stored
     created_at    timestamptz NOT NULL DEFAULT now(),
     attempted_at  timestamptz NOT NULL DEFAULT clock_timestamp() -- when its last turn ended
 );
@@ -229,21 +230,25 @@ RETURNS void LANGUAGE plpgsql AS $$
         WHERE project.id IS NULL OR (task.assigned_to IS NOT NULL AND member.user_id IS NULL);
         GET DIAGNOSTICS refused = ROW_COUNT;
 
-        INSERT INTO tasks (
-            project_id, title, description, priority, status, due_date, assigned_to, repository_id, created_by
+        -- RETURNING: without it, a cluster would COPY, and not commit in two phases; rows could get lost.
+        WITH task AS (
+            INSERT INTO tasks (
+                project_id, title, description, priority, status, due_date, assigned_to, repository_id, created_by
+            )
+            SELECT task.project_id, task.title, task.description, coalesce(task.priority, 0),
+                   coalesce(task.status, 'pending'), task.due_date, task.assigned_to, repository.id, upload.created_by
+            FROM jsonb_to_recordset($2) AS task (
+                line integer, project_id bigint, title text, description text, priority integer, status text, due_date date,
+                assigned_to bigint, repository text
+            )
+            JOIN uploads AS upload ON upload.id = $1
+            LEFT JOIN upload_errors AS refusal ON refusal.upload_id = $1 AND refusal.line = task.line
+            LEFT JOIN repositories AS repository ON lower(repository.full_name) = lower(task.repository)
+            WHERE refusal.line IS NULL
+            ORDER BY task.line
+            RETURNING tasks.id
         )
-        SELECT task.project_id, task.title, task.description, coalesce(task.priority, 0),
-               coalesce(task.status, 'pending'), task.due_date, task.assigned_to, repository.id, upload.created_by
-        FROM jsonb_to_recordset($2) AS task (
-            line integer, project_id bigint, title text, description text, priority integer, status text, due_date date,
-            assigned_to bigint, repository text
-        )
-        JOIN uploads AS upload ON upload.id = $1
-        LEFT JOIN upload_errors AS refusal ON refusal.upload_id = $1 AND refusal.line = task.line
-        LEFT JOIN repositories AS repository ON lower(repository.full_name) = lower(task.repository)
-        WHERE refusal.line IS NULL
-        ORDER BY task.line;
-        GET DIAGNOSTICS inserted = ROW_COUNT;
+        SELECT count(*) INTO inserted FROM task;
 
         UPDATE uploads SET
             rows_inserted = rows_inserted + inserted,

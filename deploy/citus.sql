@@ -8,8 +8,7 @@ DO $$
         setting text;
     BEGIN
         FOREACH setting IN ARRAY ARRAY[
-            -- Uploads refer to users. They stay plain tables all the same: as tables that Citus knows, they could not
-            -- be updated by clock_timestamp().
+            -- Otherwise what refers to users becomes a local table of Citus, instead of being left to be distributed.
             'citus.enable_local_reference_table_foreign_keys = off',
             -- A new schema.sql changes distributed tables, and users, in one transaction.
             'citus.multi_shard_modify_mode = sequential'
@@ -28,6 +27,5 @@ SELECT create_distributed_table(name, key)
 FROM (VALUES ('projects', 'id'), ('members', 'project_id'), ('tasks', 'project_id')) AS t (name, key)
 WHERE NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = name::regclass);
 
--- Deletes what was copied to the shards and is left behind, in members and tasks too. (Users are few, and uploads refer to
--- them.)
-SELECT truncate_local_data_after_distributing_table('projects');
+-- Deletes what was copied from the coordinator's own tables and is left behind there.
+SELECT truncate_local_data_after_distributing_table(name) FROM (VALUES ('users'), ('repositories')) AS t (name);
