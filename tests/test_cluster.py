@@ -26,10 +26,12 @@ from tests.conftest import (
     ROOT,
     NewDatabase,
     Person,
+    Service,
     at_once,
     create_project,
     create_task,
     execute,
+    finished,
     log_in,
     new_name,
     ok,
@@ -38,6 +40,8 @@ from tests.conftest import (
     register,
     serve,
     sign_up,
+    statuses,
+    upload,
 )
 from tests.test_drills import Load, expect_in_time
 
@@ -123,7 +127,7 @@ def test_a_request_that_names_a_project_asks_one_shard(
             # A task is looked up in all shards, then changed in its own.
             task = f"/tasks/{create_task(by, {'id': id})['id']}"
             assert sorted(traced.request(by, "PATCH", task, json={"status": "completed"})[0])[-2:] == [1, 32]
-            for path in (task, "/tasks/", "/projects/"):
+            for path in (task, "/tasks/", "/tasks/?status=pending&completed=true", "/projects/"):
                 shards, workers = traced.request(by, "GET", path)
                 assert (max(shards), workers) == (32, len(cluster) - 1), path
             assert sorted(traced.request(by, "DELETE", task, 204)[0])[-2:] == [1, 32]
@@ -145,6 +149,17 @@ def test_a_new_schema_changes_a_distributed_database(new_database: NewDatabase, 
             with serve(folder=tmp_path, DATABASE_URL=url, **admin) as own, own.client(X_API_Key=KEYS[0]) as key:
                 create_task(key, create_project(key))
                 ok(log_in(key, admin["ADMIN_USERNAME"]))
+
+
+def test_uploads_and_deletions_wait_for_nobody_and_deadlock_with_nobody(service: Service, admin: Person) -> None:
+    assert statuses(at_once(*[partial(upload, admin, "project_id,title\n")] * 8)) == {202: 8}
+    member = sign_up(admin)
+    for _ in range(5):
+        project = create_project(admin, member)
+        new = {"title": "x", "assigned_to": member.id}
+        adding = [partial(admin.post, f"/projects/{project['id']}/tasks/", json=new)] * 8
+        *added, deleted = at_once(*adding, partial(admin.delete, f"/projects/{project['id']}"))
+        assert (deleted.status_code, set(statuses(added)) <= {201, 404}) == (204, True), statuses(added)
 
 
 # ------------------------------------------------------------------------------------------ costs and faults
@@ -243,3 +258,21 @@ def test_a_stopped_worker_stops_only_what_lives_there(cluster: list[str], new_da
         elsewhere.check(url, "Meanwhile, on the other worker")
         assert set(elsewhere.answers) == {201}
         assert own.log_text().count("is unavailable") < 10, "once per cause"
+
+
+@pytest.mark.drill
+def test_rows_are_imported_once_while_workers_lose_sessions(cluster: list[str], new_database: NewDatabase) -> None:
+    sessions = "FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'"
+    killed = 0
+    with new_database() as url, serve(DATABASE_URL=url) as own, own.client(X_API_Key=KEYS[0]) as admin:
+        projects = [create_project(admin)["id"] for _ in range(6)]
+        rows = [f"{projects[number % 6]},Row {number}" for number in range(20_000)]
+        accepted = upload(admin, "\n".join(["project_id,title", *rows]))
+        for _ in range(20):
+            for worker in cluster[1:]:
+                killed += len(query(worker, f"SELECT pg_terminate_backend(pid) {sessions}", httpx.URL(url).path[1:]))
+            time.sleep(0.3)
+        assert finished(admin, accepted, 60)["rows_inserted"] == 20_000
+        assert query(url, "SELECT count(*), count(DISTINCT title) FROM tasks") == [(20_000, 20_000)]
+    print(f"\n20,000 rows imported once, while {killed} sessions of the workers were terminated")
+    assert killed > 20
