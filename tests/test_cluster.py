@@ -266,13 +266,13 @@ def test_rows_are_imported_once_while_workers_lose_sessions(cluster: list[str], 
     killed = 0
     with new_database() as url, serve(DATABASE_URL=url) as own, own.client(X_API_Key=KEYS[0]) as admin:
         projects = [create_project(admin)["id"] for _ in range(6)]
-        rows = [f"{projects[number % 6]},Row {number}" for number in range(20_000)]
+        rows = [f"{projects[number % 6]},Row {number}" for number in range(40_000)]
         accepted = upload(admin, "\n".join(["project_id,title", *rows]))
         for _ in range(20):
             for worker in cluster[1:]:
                 killed += len(query(worker, f"SELECT pg_terminate_backend(pid) {sessions}", httpx.URL(url).path[1:]))
             time.sleep(0.3)
-        assert finished(admin, accepted, 60)["rows_inserted"] == 20_000
-        assert query(url, "SELECT count(*), count(DISTINCT title) FROM tasks") == [(20_000, 20_000)]
-    print(f"\n20,000 rows imported once, while {killed} sessions of the workers were terminated")
-    assert killed > 20
+        assert finished(admin, accepted, 60)["rows_inserted"] == 40_000
+        assert query(url, "SELECT count(*), count(DISTINCT title) FROM tasks") == [(40_000, 40_000)]
+    print(f"\n40,000 rows imported once, while {killed} sessions of the workers were terminated")
+    assert killed > 10
