@@ -12,6 +12,7 @@ import subprocess
 import time
 from contextlib import ExitStack
 from functools import partial
+from json import dumps
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,10 +29,10 @@ from tests.conftest import (
     Person,
     Service,
     at_once,
+    connected,
     create_project,
     create_task,
     execute,
-    finished,
     log_in,
     new_name,
     ok,
@@ -162,6 +163,28 @@ def test_uploads_and_deletions_wait_for_nobody_and_deadlock_with_nobody(service:
         assert (deleted.status_code, set(statuses(added)) <= {201, 404}) == (204, True), statuses(added)
 
 
+def test_a_batch_is_imported_whole_or_not_when_workers_lose_their_sessions(
+    cluster: list[str], new_database: NewDatabase
+) -> None:
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND backend_type LIKE 'client%'"
+
+    async def commit_after_the_loss(db: asyncpg.Connection) -> None:
+        project = await db.fetchval("INSERT INTO projects (name, created_by) VALUES ('x', 1) RETURNING id")
+        await db.execute("INSERT INTO uploads (id, filename, columns, created_by) VALUES (7, 'x', '{}', 1)")
+        await db.execute("BEGIN")
+        await db.execute("SELECT import_tasks(7, $1, 0)", dumps([{"line": 2, "project_id": project, "title": "x"}]))
+        for worker in cluster[1:]:
+            other = await asyncpg.connect(worker)
+            await other.fetch(kill, httpx.URL(url).path[1:])
+            await other.close()
+        with pytest.raises(asyncpg.PostgresError):
+            await db.execute("COMMIT")
+
+    with new_database() as url:
+        connected(url, commit_after_the_loss)
+        assert query(url, "SELECT state, (SELECT count(*) FROM tasks) FROM uploads") == [("queued", 0)]
+
+
 # ------------------------------------------------------------------------------------------ costs and faults
 
 PROJECTS = 100
@@ -258,21 +281,3 @@ def test_a_stopped_worker_stops_only_what_lives_there(cluster: list[str], new_da
         elsewhere.check(url, "Meanwhile, on the other worker")
         assert set(elsewhere.answers) == {201}
         assert own.log_text().count("is unavailable") < 10, "once per cause"
-
-
-@pytest.mark.drill
-def test_rows_are_imported_once_while_workers_lose_sessions(cluster: list[str], new_database: NewDatabase) -> None:
-    sessions = "FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'"
-    killed = 0
-    with new_database() as url, serve(DATABASE_URL=url) as own, own.client(X_API_Key=KEYS[0]) as admin:
-        projects = [create_project(admin)["id"] for _ in range(6)]
-        rows = [f"{projects[number % 6]},Row {number}" for number in range(40_000)]
-        accepted = upload(admin, "\n".join(["project_id,title", *rows]))
-        for _ in range(20):
-            for worker in cluster[1:]:
-                killed += len(query(worker, f"SELECT pg_terminate_backend(pid) {sessions}", httpx.URL(url).path[1:]))
-            time.sleep(0.3)
-        assert finished(admin, accepted, 60)["rows_inserted"] == 40_000
-        assert query(url, "SELECT count(*), count(DISTINCT title) FROM tasks") == [(40_000, 40_000)]
-    print(f"\n40,000 rows imported once, while {killed} sessions of the workers were terminated")
-    assert killed > 10
