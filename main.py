@@ -145,7 +145,7 @@ worker = Worker()
 
 
 async def force_generic_plans(db: asyncpg.Connection) -> None:
-    """Let each statement have one plan; not on a Citus cluster, which plans by the values."""
+    """Plan each statement once, except on a Citus cluster, which plans by the values."""
     is_one_server = "to_regclass('pg_dist_node') IS NULL"
     await db.execute(f"SELECT set_config('plan_cache_mode', 'force_generic_plan', false) WHERE {is_one_server}")
 
@@ -155,7 +155,7 @@ async def skip_reset(_: asyncpg.Connection) -> None:
 
 
 OWN_SESSIONS: dict[str, Any] = {"server_settings": SERVER_SETTINGS, "init": force_generic_plans}
-# Behind a pooler like PgBouncer, they keep neither settings nor statements prepared by name.
+# Behind a pooler like PgBouncer, sessions are shared: no settings of ours, and no named prepared statements.
 SHARED_SESSIONS: dict[str, Any] = {"server_settings": {"timezone": "UTC"}, "statement_cache_size": 0}
 
 
@@ -222,7 +222,7 @@ async def boot() -> None:
         # Only a new text: even CREATE INDEX IF NOT EXISTS waits for every writer of its table.
         is_new = await db.fetchval("SELECT to_regclass('secrets') IS NULL")
         if is_new or digest != await db.fetchval("SELECT value FROM secrets WHERE name = 'schema'"):
-            for statement in re.split(r"(?<=;)\n+(?=\S)", SCHEMA):  # a cluster takes one at a time
+            for statement in re.split(r"(?<=;)\n+(?=\S)", SCHEMA):  # a Citus cluster takes one at a time
                 await db.execute(statement, timeout=BOOT_SECONDS)
             await db.execute("UPDATE secrets SET value = $1 WHERE name = 'schema'", digest)
         if settings.admin_username and settings.admin_password:
@@ -349,7 +349,7 @@ def unavailable() -> Refusal:
     return Refusal(503, "The database is unavailable; try again.", Retry_After="1")
 
 
-# Violated constraints of schema.sql, by their name, which a shard has in its message only. Another one is a bug.
+# Constraints of schema.sql by name, which a shard reports in its message only. A violation of any other is a bug.
 CONSTRAINTS: dict[str, Callable[[], Refusal]] = {
     "task_has_project": lambda: Refusal(404, NOT_FOUND),  # deleted while the task was added
     "member_has_project": lambda: Refusal(404, NOT_FOUND),
@@ -362,7 +362,7 @@ CONSTRAINTS: dict[str, Callable[[], Refusal]] = {
 def is_outage(error: BaseException) -> bool:
     """Whether the database is unreachable, full, overloaded or stopping; otherwise it refused the statement."""
     if isinstance(error, asyncpg.PostgresError):
-        if error.sqlstate == "XX000":  # of a cluster, a worker that hangs up
+        if error.sqlstate == "XX000":  # a worker of a Citus cluster hung up
             return re.search("connection|could not commit", str(error)) is not None
         return (error.sqlstate or "")[:2] in {"08", "25", "28", "3D", "40", "53", "55", "57", "58"}
     return isinstance(error, (*CONNECTION_ERRORS, asyncpg.InterfaceError)) and not isinstance(error, ValueError)
@@ -997,13 +997,13 @@ PROJECT_JSON = json_object(
 MEMBER_JSON = json_object("member.user_id, users.username, member.added_at")
 # The rule of access: a member sees the project, and an admin.
 SEES_PROJECT = "(:is_admin OR EXISTS (SELECT FROM members WHERE project_id = :project_id AND user_id = :caller_id))"
-# The same as a join: Citus takes no EXISTS within INSERT ... SELECT.
+# The same rule as a join, because Citus does not support EXISTS within INSERT ... SELECT.
 VISIBLE_PROJECT = """
     projects AS project LEFT JOIN members AS own ON own.project_id = project.id AND own.user_id = :caller_id
     WHERE project.id = :project_id AND (:is_admin OR own.user_id IS NOT NULL)"""
 OWN_PROJECTS = "ANY(ARRAY(SELECT project_id FROM members WHERE user_id = :caller_id))"
 SELECT_PROJECT = f"SELECT project.id, project.version, {PROJECT_JSON} FROM {VISIBLE_PROJECT}"
-# :versions are those in If-Match; NULL is any. As text, of which the driver need not look up the array's type.
+# :versions are those in If-Match; NULL is any. As text: the driver would look up the type of an integer array.
 IS_CURRENT = "(:versions::text[] IS NULL OR version::text = ANY(:versions)) AS is_current"
 # The project, if the caller sees it; whether the caller may change it; whose Inbox it is.
 FOUND_PROJECT = f"""
@@ -1393,7 +1393,7 @@ FOUND_TASK = f"""
 
 
 async def find_ids(request: Request, task_id: int) -> dict[str, int]:
-    """A task's id and that of its project, which never changes: a cluster locks no row without it."""
+    """The ids of a task and of its project, which never changes; a cluster needs both to lock the row."""
     sql = f"SELECT task.project_id AS id FROM tasks AS task WHERE task.id = :task_id AND {SEES_TASK}"
     return {"project_id": require_row(await fetch_row(sql, **request.user, task_id=task_id))["id"], "task_id": task_id}
 

@@ -128,7 +128,7 @@ CREATE TABLE IF NOT EXISTS tasks (
     -- Also serves sort=id within a project.
     PRIMARY KEY (project_id, id),
     -- No SET NULL: removing a member unassigns the tasks first, each with a new version.
-    -- The name comes after task_has_project's: a shard checks foreign keys in this order.
+    -- Named to sort after task_has_project: shards check foreign keys in the order of their names.
     CONSTRAINT task_is_for_member FOREIGN KEY (project_id, assigned_to) REFERENCES members (project_id, user_id)
 );
 -- /tasks/{id}, where the path has no project; sort=id over all projects.
@@ -180,7 +180,7 @@ CREATE TABLE IF NOT EXISTS uploads (
     rows_inserted integer NOT NULL DEFAULT 0,
     rows_rejected integer NOT NULL DEFAULT 0,
     failures      integer NOT NULL DEFAULT 0, -- attempts at the next batch that failed
-    created_by    bigint NOT NULL, -- a user; a foreign key would let changes to users wait while a file is stored
+    created_by    bigint NOT NULL, -- a user; on a cluster, a foreign key would lock users while a file is stored
     created_at    timestamptz NOT NULL DEFAULT now(),
     attempted_at  timestamptz NOT NULL DEFAULT clock_timestamp() -- when its last turn ended
 );
@@ -214,7 +214,8 @@ RETURNS void LANGUAGE plpgsql AS $$
         inserted integer;
     BEGIN
         WITH task AS (
-            SELECT * FROM jsonb_to_recordset($2) AS task (line integer, cells jsonb, project_id bigint, assigned_to bigint)
+            SELECT line, cells, project_id, assigned_to
+            FROM jsonb_to_recordset($2) AS task (line integer, cells jsonb, project_id bigint, assigned_to bigint)
         ), project AS (
             SELECT id FROM projects WHERE id = ANY(ARRAY(SELECT project_id FROM task))
         ), member AS (
@@ -230,7 +231,7 @@ RETURNS void LANGUAGE plpgsql AS $$
         WHERE project.id IS NULL OR (task.assigned_to IS NOT NULL AND member.user_id IS NULL);
         GET DIAGNOSTICS refused = ROW_COUNT;
 
-        -- RETURNING: without it, a cluster would COPY, and not commit in two phases; rows could get lost.
+        -- With RETURNING, Citus commits in two phases. Without, it uses COPY and one phase, and rows could be lost.
         WITH task AS (
             INSERT INTO tasks (
                 project_id, title, description, priority, status, due_date, assigned_to, repository_id, created_by

@@ -190,7 +190,6 @@ def test_a_batch_is_imported_whole_or_not_when_workers_lose_their_sessions(
 PROJECTS = 100
 FILL = """INSERT INTO tasks (project_id, title, priority, created_by)
     SELECT $1, 'Task ' || n, n % 100, 1 FROM generate_series(1, 1000) AS n"""
-# {} is the id of a project, of the tasks created before, or nothing.
 REQUESTS: dict[str, tuple[str, str, Any]] = {
     "a project": ("GET", "/projects/{project}", None),
     "20 tasks of a project": ("GET", "/projects/{project}/tasks/?limit=20", None),
