@@ -53,4 +53,14 @@ app.post("/projects/:id/tasks/", { schema: { params, body, response: { 201: task
   return reply.code(201).send(created);
 });
 
+const changes = { ...object({ title, description: nullable(string), priority: integer }), minProperties: 1 };
+app.put("/tasks/:id", { schema: { params, body: changes, response: { 200: task } } }, async ({ params, body }, reply) => {
+  const [updated] = await sql`
+    WITH task AS (
+      UPDATE tasks SET ${sql(body)}, version = version + 1, updated_at = now() WHERE id = ${params.id} RETURNING *
+    )
+    SELECT ${columns} FROM task LEFT JOIN repositories repository ON repository.id = task.repository_id`;
+  return updated ?? reply.code(404).send();
+});
+
 await app.listen({ host: "127.0.0.1", port: Number(process.env.PORT) });
