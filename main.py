@@ -48,7 +48,7 @@ from enum import Enum, StrEnum
 from functools import lru_cache, partial
 from http.client import responses as STATUS_PHRASES
 from pathlib import Path as FilePath
-from typing import IO, Annotated, Any, Literal, NamedTuple, Self, TypeAlias, get_args
+from typing import IO, Annotated, Any, Literal, NamedTuple, Self, TypeAlias, cast, get_args
 from urllib.parse import quote, urlsplit
 from weakref import WeakValueDictionary
 
@@ -95,18 +95,16 @@ HERE = FilePath(__file__).parent
 def check_database_url(url: str) -> str:
     """Check the form; asyncpg parses it, and the server may start later.
 
-    The password ends at the only `@`, so what follows can be logged, and what contains a `/` or
-    another separator has to encode it. The message does not quote the URL.
+    The password ends at the only `@`, so that what follows can be logged; separators within it
+    have to be encoded. The message does not quote the URL.
     """
     url = re.sub(r"^postgres(ql)?(\+asyncpg)?://", "postgresql://", url)
     user, host = r"(((?![/?#@\[\]])[!-~])*@)?", r"(\[[0-9A-Fa-f:.]+\]|[\w.%-]*)(:[0-9]{1,5})?"
     form = rf"postgresql://{user}{host}(,{host})*(/((?![/?#@])[!-~])*)?(\?((?![#@])[!-~])*)?"
     sslmode = r"[?&]sslmode=(?!(disable|allow|prefer|require|verify-ca|verify-full)(&|$))"
     if not re.fullmatch(form, url, re.ASCII) or re.search(sslmode, url):
-        raise ValueError(
-            "expected a URL like postgresql://user:password@host:5432/database, with special "
-            "characters percent-encoded: %2F for /, %40 for @"
-        )
+        example = "postgresql://user:password@host:5432/database"
+        raise ValueError(f"expected a URL like {example}, with %2F for / and %40 for @ within")
     return url
 
 
@@ -137,15 +135,10 @@ class Settings(BaseSettings):
     def check_combinations(self) -> Self:
         names_service = (self.admin_username or "").lower() == "service"
         if (self.admin_username is None) != (self.admin_password is None) or names_service:
-            raise ValueError(
-                "ADMIN_USERNAME and ADMIN_PASSWORD need each other; "
-                "service is the user of the API key"
-            )
+            raise ValueError("ADMIN_USERNAME needs ADMIN_PASSWORD, and is not service")
         if self.database_url is None:
             if not EmbeddedPostgres.is_installed():
-                raise ValueError(
-                    "DATABASE_URL is required, because no embedded PostgreSQL is installed"
-                )
+                raise ValueError("DATABASE_URL is required: no embedded PostgreSQL is installed")
             try:
                 self.data_dir = self.data_dir.expanduser()
                 self.data_dir.mkdir(parents=True, exist_ok=True)
@@ -192,54 +185,62 @@ Db: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Row]"
 
 
 class Worker:
-    """What one worker process holds. The lifespan fills it in."""
+    """What one worker process holds."""
 
-    database: Database
+    database: Database  # set by the lifespan, like the next one
     github: httpx.AsyncClient
-    sign_in_slots: asyncio.Semaphore  # for argon2
-    registration_slots: asyncio.Semaphore
-    password_slots: asyncio.Semaphore
-    lookup_slots: asyncio.Semaphore  # for GitHub
-    scan_slots: asyncio.Semaphore  # for statements that read many rows
-    file_slots: asyncio.Semaphore  # for CSV files being parsed
-    caller_locks: WeakValueDictionary[int, asyncio.Lock]  # by user id, see take_turn
-    missing_repositories: dict[str, float]  # when GitHub did not know them
-    uploaded: asyncio.Event  # wakes the importer
     api_keys: list[bytes]
     jwt_secret: str
-    service: "Caller | None"  # the caller with an API key; None until the schema is applied
-    outages: dict[str, float]  # by cause, when it was logged
-    startup_error: str = ""
+    service: "Caller | None" = None  # the caller with an API key; None until the schema is applied
+    startup_error = ""
+
+    def __init__(self) -> None:
+        # Slots for costly work, see take_turn. Each kind has its own, and cannot delay another.
+        self.sign_ins = asyncio.Semaphore(2)
+        self.registrations = asyncio.Semaphore(1)
+        self.password_changes = asyncio.Semaphore(1)
+        self.lookups = asyncio.Semaphore(4)
+        self.scans = asyncio.Semaphore(2)
+        self.files = asyncio.Semaphore(2)
+        self.caller_locks = WeakValueDictionary[int, asyncio.Lock]()
+        self.missing_repositories: dict[str, float] = {}  # when GitHub did not know them
+        self.outages: dict[str, float] = {}  # by cause, when it was logged
+        self.uploaded = asyncio.Event()  # wakes the importer
 
 
 worker = Worker()
 
 
 class Outage(Exception):
-    """The database is unreachable, overloaded or not ready. Only the functions below raise it."""
+    """The database is unreachable, overloaded or not ready. Only this chapter raises it."""
+
+    def __init__(self, cause: BaseException | str) -> None:
+        name = "" if isinstance(cause, str) else f"{type(cause).__name__}: "
+        super().__init__(f"{name}{cause}".partition("\n")[0].removesuffix(": "))
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the server is to blame; otherwise it refused the statement."""
+    """Whether the server is to blame; otherwise it refused the statement, or gave it up."""
     if isinstance(error, asyncpg.QueryCanceledError):
-        return False  # it took too long
-    if isinstance(error, asyncpg.PostgresError) and error.sqlstate != "XX000":
+        return False
+    if isinstance(error, asyncpg.PostgresError):
+        if error.sqlstate == "XX000":  # a worker of a Citus cluster hung up
+            return re.search("connection|could not commit", str(error)) is not None
         return worker.service is None or (error.sqlstate or "")[:2] in OUTAGE_CLASSES
-    if isinstance(error, asyncpg.PostgresError):  # a worker of a Citus cluster hung up
-        return re.search("connection|could not commit", str(error)) is not None
     return isinstance(error, CONNECTION_ERRORS) or type(error) is asyncpg.InterfaceError
 
 
 async def force_generic_plans(db: asyncpg.Connection) -> None:
     """Plan each statement once, except on a Citus cluster, which plans by the values."""
-    is_one_server = "to_regclass('pg_dist_node') IS NULL"
-    await db.execute(
-        f"SELECT set_config('plan_cache_mode', 'force_generic_plan', false) WHERE {is_one_server}"
-    )
+    sql = """
+        SELECT set_config('plan_cache_mode', 'force_generic_plan', false)
+        WHERE to_regclass('pg_dist_node') IS NULL
+    """
+    await db.execute(sql)
 
 
 async def skip_reset(_: asyncpg.Connection) -> None:
-    """In place of the reset at each release, a round trip: no statement here leaves session state."""
+    """Save the round trip of a reset at each release: no statement here leaves session state."""
 
 
 OWN_SESSIONS: dict[str, Any] = {"server_settings": SERVER_SETTINGS, "init": force_generic_plans}
@@ -266,7 +267,7 @@ class connection:
             async with asyncio.timeout(ACQUIRE_SECONDS):
                 await self.pooled.__aenter__()
         except Exception as error:
-            raise Outage(describe_outage(error)) from error
+            raise Outage(error) from error
         self.db = self.pooled.raw_connection
         return self.db
 
@@ -275,7 +276,7 @@ class connection:
             self.db.terminate()  # a release would wait for the server; a standby is of no use
         await self.pooled.__aexit__(kind, error, trace)
         if error is not None and is_outage(error):
-            raise Outage(describe_outage(error)) from error
+            raise Outage(error) from error
 
 
 @asynccontextmanager
@@ -288,14 +289,14 @@ async def transaction() -> AsyncIterator[Db]:
             raise
 
 
-# A comment, a literal or a cast; else a parameter.
-PARAMETER = re.compile(r"--[^\n]*|'[^']*'|\"[^\"]*\"|::|:([a-z]\w*)")
+# A comment, a literal, a name or a cast; else a parameter.
+PARAMETER = re.compile(r"""--[^\n]*|'[^']*'|"[^"]*"|::|:([a-z]\w*)""")
 
 
 @lru_cache(1000)
 def number_parameters(sql: str) -> tuple[str, list[str]]:
     """Translate `:name` to asyncpg's `$1`."""
-    names = list(dict.fromkeys(match[1] for match in PARAMETER.finditer(sql) if match[1]))
+    names = list(dict.fromkeys(filter(None, PARAMETER.findall(sql))))
 
     def number(match: re.Match[str]) -> str:
         return f"${names.index(match[1]) + 1}" if match[1] else match[0]
@@ -309,10 +310,8 @@ def bind(sql: str, values: Mapping[str, Any]) -> list[Any]:
     Each value has its parameter. `caller_id` may be left out: admins have no rule of access.
     """
     text, names = number_parameters(sql)
-    unused = values.keys() - names - {"caller_id"}
-    if unused or not values.keys() >= set(names):
-        wrong = ", ".join(sorted(values.keys() ^ set(names)))
-        raise TypeError(f"missing or unused: {wrong}, in {sql}")
+    if wrong := (values.keys() ^ set(names)) - ({"caller_id"} & values.keys()):
+        raise TypeError(f"{', '.join(sorted(wrong))} missing or unused in {sql}")
     return [text, *[values[name] for name in names]]
 
 
@@ -328,39 +327,38 @@ async def fetch_rows(sql: str, **values: Any) -> list[Row]:
 
 async def boot() -> None:
     """Apply the schema, create the users of the settings, read the keys; one worker at a time."""
+    select_service = f"SELECT {CALLER} FROM users WHERE username = 'service'"
     async with transaction() as db:
         await db.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
         # An arbitrary number, the same in every worker.
         await db.execute("SELECT pg_advisory_xact_lock(7263019)", timeout=BOOT_SECONDS)
         await apply_schema(db)
-        select_service = f"SELECT {CALLER} FROM users WHERE username = 'service'"  # noqa: S608
         if await db.fetchrow(select_service) is None:
-            await create_user(db, "service", role="admin")
+            await create_user(db, "service", role=Role.ADMIN)
         if settings.admin_username and settings.admin_password:
             await create_admin(db, settings.admin_username, settings.admin_password)
-        service = await db.fetchrow(select_service)
-        rows = await db.fetch("SELECT name, value FROM secrets")
-    stored = {row["name"]: row["value"] for row in rows}
+        service = dict(await db.fetchrow(select_service) or {})
+        stored: dict[str, str] = dict(map(tuple, await db.fetch("SELECT name, value FROM secrets")))
     if not settings.api_key:
         log.info("The API key, to send as X-API-Key: %s", stored["api_key"])
     worker.api_keys = split_keys(settings.api_key or stored["api_key"])
     worker.jwt_secret = settings.jwt_secret_key or stored["jwt_secret"]
-    worker.service = Caller(**dict(service or {}))
+    worker.service = Caller(**service)
 
 
 async def apply_schema(db: Db) -> None:
     """Only a new text: even CREATE INDEX IF NOT EXISTS waits for every writer of its table."""
     digest = hashlib.sha256(SCHEMA.encode()).hexdigest()
-    is_new = await db.fetchval("SELECT to_regclass('secrets') IS NULL")
-    if not is_new:
-        applied = await db.fetchval("SELECT value FROM secrets WHERE name = 'schema'")
-        if applied == digest:
-            return
+    is_known = await db.fetchval("SELECT to_regclass('secrets') IS NOT NULL")
+    sql = "SELECT value FROM secrets WHERE name = 'schema'"
+    if is_known and await db.fetchval(sql) == digest:
+        return
     for statement in re.split(r"(?<=;)\n+(?=\S)", SCHEMA):  # a Citus cluster takes one at a time
         try:
             await db.execute(statement, timeout=BOOT_SECONDS)
         except asyncpg.PostgresError as error:
-            raise Outage(f"schema.sql: {error}, in\n{statement}") from error
+            log.error("This statement of schema.sql failed: %s\n%s", error, statement)
+            raise
     await db.execute("UPDATE secrets SET value = $1 WHERE name = 'schema'", digest)
 
 
@@ -374,19 +372,14 @@ async def boot_until_done() -> None:
             await asyncio.sleep(0.5)
 
 
-def describe_outage(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0].removesuffix(": ")
-
-
 def log_failure(error: Exception) -> None:
     """Log an outage once per cause and minute, without a traceback; anything else with one."""
     if not isinstance(error, Outage):
         log.error("Unexpected error", exc_info=error)
         return
     cause, now = str(error), time.monotonic()
-    worker.outages = {known: at for known, at in worker.outages.items() if at > now - 60}
-    if cause not in worker.outages:
-        worker.outages[cause] = now
+    if worker.outages.get(cause, -60) < now - 60:
+        worker.outages = {cause: now} | {k: at for k, at in worker.outages.items() if at > now - 60}
         hosts = urlsplit(settings.database_url or "").netloc.rpartition("@")[2] or "its socket"
         log.error("The database at %s is unavailable (%s)", hosts, cause)
 
@@ -401,6 +394,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         except OSError as error:
             worker.startup_error = str(error)
             raise
+    options |= SHARED_SESSIONS if settings.transaction_pooler else OWN_SESSIONS
     worker.database = Database(
         "postgresql://",  # the options win; only `dsn` honours a whole libpq URL
         min_size=0,  # connect at the first statement, so that the service starts without it
@@ -408,10 +402,12 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         command_timeout=STATEMENT_SECONDS,
         reset=skip_reset,
         **options,
-        **(SHARED_SESSIONS if settings.transaction_pooler else OWN_SESSIONS),
     )
     await worker.database.connect()
-    fill_worker()
+    worker.github = httpx.AsyncClient(
+        headers=GITHUB_HEADERS, follow_redirects=True, max_redirects=3
+    )
+    worker.api_keys, worker.jwt_secret = split_keys(settings.api_key), settings.jwt_secret_key
     # Endpoints that were declared on a router after `app` was made.
     for router in (public, api, admin):
         app.router.routes += [route for route in router.routes if route not in app.router.routes]
@@ -434,88 +430,84 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     await asyncio.to_thread(embedded.stop)
 
 
-def fill_worker() -> None:
-    worker.github = httpx.AsyncClient(
-        headers=GITHUB_HEADERS, follow_redirects=True, max_redirects=3
-    )
-    worker.sign_in_slots = asyncio.Semaphore(2)
-    worker.registration_slots = asyncio.Semaphore(1)
-    worker.password_slots = asyncio.Semaphore(1)
-    worker.lookup_slots = asyncio.Semaphore(4)
-    worker.scan_slots = asyncio.Semaphore(2)
-    worker.file_slots = asyncio.Semaphore(2)
-    worker.caller_locks = WeakValueDictionary()
-    worker.missing_repositories = {}
-    worker.uploaded = asyncio.Event()
-    worker.api_keys = split_keys(settings.api_key)
-    worker.jwt_secret = settings.jwt_secret_key
-    worker.service = None
-    worker.outages = {}
+EXPIRED = {
+    "idempotent_answers": "created_at < now() - interval '24 hours'",
+    "sign_in_attempts": "started_at < now() - interval '1 minute'",
+    "upload_batches": "upload_id IN (SELECT id FROM uploads WHERE state = 'failed')",
+    "upload_errors": """upload_id IN (
+        SELECT id FROM uploads WHERE created_at < now() - interval '30 days')""",
+}
 
 
 async def delete_expired_rows() -> None:
-    """Delete what has expired, a few rows at a time, so that a backlog slows no request."""
-    expired = [
-        ("idempotent_answers", "created_at < now() - interval '24 hours'"),
-        ("sign_in_attempts", "started_at < now() - interval '1 minute'"),
-        ("upload_batches", "upload_id IN (SELECT id FROM uploads WHERE state = 'failed')"),
-        (
-            "upload_errors",
-            "upload_id IN (SELECT id FROM uploads WHERE created_at < now() - interval '30 days')",
-        ),
-    ]
+    """Delete a few rows at a time, so that a backlog slows no request."""
     while True:
-        await asyncio.sleep(1)
-        for table, condition in expired:
+        for table, is_expired in EXPIRED.items():
             sql = f"""
                 DELETE FROM {table} WHERE ctid = ANY(ARRAY(
-                    SELECT ctid FROM {table} WHERE {condition} LIMIT 500 FOR UPDATE SKIP LOCKED
+                    SELECT ctid FROM {table} WHERE {is_expired} LIMIT 500 FOR UPDATE SKIP LOCKED
                 ))
-            """  # noqa: S608
+            """
             try:
                 if worker.service is not None:
                     await fetch_row(sql)
             except Exception as error:
                 log_failure(error)
+        await asyncio.sleep(1)
 
 
 # ------------------------------------------------------------------------------------------- errors
 
+TOKEN_CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token", APIKey realm="X-API-Key"'}
+CHALLENGE = {"WWW-Authenticate": 'Bearer, APIKey realm="X-API-Key"'}
+SOON = {"Retry-After": "1"}
+LATER = {"Retry-After": "60"}
+
 
 class Reason(Enum):
-    """The catalogue of refusals: status, sentence, and seconds of Retry-After."""
+    """The catalogue of refusals: status, sentence, headers. The name in lower case is the code."""
 
     INVALID_INPUT = settings.validation_status, "The request is invalid; see errors."
     UNSUPPORTED_GRANT_TYPE = 400, "Expected grant_type=password or grant_type=refresh_token."
-    UNAUTHENTICATED = 401, "Send an API key as X-API-Key, or an access token as a Bearer token."
-    UNKNOWN_API_KEY = 401, "The API key is unknown."
-    INVALID_TOKEN = 401, "The token is malformed, expired or revoked, or its user is disabled."
-    WRONG_PASSWORD = 401, "The username or the password is wrong."
+    UNAUTHENTICATED = 401, "Send an API key as X-API-Key, or an access token as Bearer.", CHALLENGE
+    UNKNOWN_API_KEY = 401, "The API key is unknown.", CHALLENGE
+    WRONG_PASSWORD = 401, "The username or the password is wrong.", CHALLENGE
+    INVALID_TOKEN = 401, "The token is malformed, expired, or no longer valid.", TOKEN_CHALLENGE
     FORBIDDEN = 403, "You may not do this."
     NOT_FOUND = 404, "There is no such resource, or you may not see it."
     UNKNOWN_PATH = 404, "There is nothing at this path."
     METHOD_NOT_ALLOWED = 405, "This path takes other methods; see Allow."
-    NAME_TAKEN = 409, "The username or email address is taken."
-    INBOX_STAYS = 409, "An Inbox belongs to its owner: it cannot be deleted, its owner not removed."
-    CHANGED_MEANWHILE = 409, "Something was changed at the same moment; try again.", 1
-    IN_PROGRESS = 409, "The first request with this Idempotency-Key is in progress; try again.", 1
+    NAME_TAKEN = 409, "The username or the email address is taken."
+    INBOX_STAYS = 409, "An Inbox cannot be deleted, and its owner stays its member."
+    CHANGED_MEANWHILE = 409, "Something was changed at the same moment; try again.", SOON
+    IN_PROGRESS = 409, "The first request with this Idempotency-Key is in progress.", SOON
     VERSION_MISMATCH = 412, "The resource has another version; see ETag."
     BODY_TOO_LARGE = 413, "The body is larger than this endpoint takes."
     KEY_REUSED = 422, "This Idempotency-Key was used with other content."
-    TOO_MANY_ATTEMPTS = 429, "Too many failed sign-ins; wait a minute.", 60
+    TOO_MANY_ATTEMPTS = 429, "Too many failed sign-ins; wait a minute.", LATER
     INTERNAL_ERROR = 500, "An internal error occurred; the log has it under this instance."
     GITHUB_FAILED = 502, "GitHub gave no valid answer; nothing is stored."
-    DATABASE_UNAVAILABLE = 503, "The database is unavailable; try again.", 1
-    STATEMENT_TOO_LONG = 503, "This reads too many rows; name a project, or use fewer filters."
-    TOO_BUSY = 503, "Too many such requests are waiting; try again.", 2
-    STORAGE_FULL = 503, "There is no space for the file; try again later.", 60
-    GITHUB_LIMITED = 503, "GitHub's rate limit is used up; nothing is stored.", 60
+    DATABASE_UNAVAILABLE = 503, "The database is unavailable; try again.", SOON
+    TOO_BUSY = 503, "Too many such requests are waiting; try again.", SOON
+    STATEMENT_TOO_LONG = 503, "This takes too long; name a project, or leave out q and count."
+    STORAGE_FULL = 503, "There is no space for the file.", LATER
+    GITHUB_LIMITED = 503, "GitHub's rate limit is used up; nothing is stored.", LATER
     GITHUB_TIMEOUT = 504, "GitHub did not answer in time; nothing is stored."
     OTHER = 0, "Raised by an endpoint that was added; see detail."
 
-    def __init__(self, status: int, detail: str, retry_after: int = 0) -> None:
-        self.status, self.detail, self.retry_after = status, detail, retry_after
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] = {}) -> None:
+        self.status, self.detail, self.headers = status, detail, headers
         self.code = self.name.lower()
+
+
+INT32: dict[str, Any] = {"format": "int32"}
+INT64: dict[str, Any] = {"format": "int64"}
+FIRST: dict[str, Any] = {"1": {"value": 1}}
+
+
+def example(text: str) -> ConfigDict:
+    """The example of a model, as JSON; the document shows it wherever the model stands."""
+    return ConfigDict(json_schema_extra={"examples": [json.loads(text)]})
 
 
 class ProblemError(BaseModel):
@@ -527,23 +519,13 @@ class ProblemError(BaseModel):
 class Problem(BaseModel):
     """RFC 9457: the body of every answer of 400 and above."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "type": "about:blank",
-                    "title": "Not Found",
-                    "status": 404,
-                    "detail": Reason.NOT_FOUND.detail,
-                    "code": Reason.NOT_FOUND.code,
-                    "instance": "f3b0c44298fc1c14",
-                }
-            ]
-        }
+    model_config = example(
+        """{"type": "about:blank", "title": "Not Found", "status": 404, "code": "not_found",
+        "detail": "There is no such resource, or you may not see it.", "instance": "f3b0c442"}"""
     )
     type: Literal["about:blank"]
     title: str
-    status: Annotated[int, Field(json_schema_extra={"format": "int32"})]
+    status: Annotated[int, Field(json_schema_extra=INT32)]
     detail: str
     code: str = Field(json_schema_extra={"enum": [reason.code for reason in Reason]})
     instance: str = Field(description="The request id, as in `X-Request-ID` and in the log.")
@@ -563,11 +545,9 @@ class Refusal(Exception):
 
     def __init__(self, reason: Reason, *, errors: list[Any] | None = None, **headers: str) -> None:
         super().__init__(reason.name)
-        self.reason = reason
-        self.status = reason.status
-        self.detail: Any = reason.detail
-        self.errors = errors
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.reason, self.errors = reason, errors
+        self.status, self.detail = reason.status, reason.detail
+        self.headers = {**reason.headers, **headers}
 
 
 def invalid(*loc: str, msg: str) -> Refusal:
@@ -591,7 +571,11 @@ PATTERNS = {
     ENTITY_TAGS: "the ETag of an earlier answer, in its quotes",
     VISIBLE_ASCII: "1 to 255 visible ASCII characters",
 }
-# Sentences for pydantic's types of errors; they may name its context.
+A_DATE = "Expected a date, as 2027-01-31"
+AN_INSTANT = "Expected an instant with its zone, as 2027-01-31T09:30:00Z"
+A_NUMBER = "Expected a whole number"
+YES_OR_NO = "Expected true or false"
+# Sentences for pydantic's types of errors, with its context.
 SENTENCES = {
     "missing": "This field is required",
     "extra_forbidden": "There is no such field",
@@ -602,21 +586,22 @@ SENTENCES = {
     "string_too_short": "Expected at least {min_length} characters",
     "string_too_long": "Expected at most {max_length} characters",
     "string_pattern_mismatch": "Expected {words}",
-    "int_type": "Expected a whole number",
-    "int_parsing": "Expected a whole number",
-    "int_from_float": "Expected a whole number",
-    "bool_type": "Expected true or false",
-    "bool_parsing": "Expected true or false",
+    "int_type": A_NUMBER,
+    "int_parsing": A_NUMBER,
+    "int_parsing_size": A_NUMBER,
+    "int_from_float": A_NUMBER,
+    "bool_type": YES_OR_NO,
+    "bool_parsing": YES_OR_NO,
     "greater_than_equal": "Expected {ge} or more",
     "less_than_equal": "Expected {le} or less",
     "enum": "Expected {expected}",
-    "literal_error": "Expected {expected}",
-    "date_parsing": "Expected a date, as 2027-01-31",
-    "date_from_datetime_parsing": "Expected a date, as 2027-01-31",
-    "datetime_from_date_parsing": "Expected an instant, as 2027-01-31T09:30:00Z",
-    "datetime_parsing": "Expected an instant, as 2027-01-31T09:30:00Z",
-    "timezone_aware": "Expected an instant with its zone, as 2027-01-31T09:30:00Z",
-    "list_type": "Expected a list",
+    "date_type": A_DATE,
+    "date_parsing": A_DATE,
+    "date_from_datetime_parsing": A_DATE,
+    "datetime_type": AN_INSTANT,
+    "datetime_parsing": AN_INSTANT,
+    "datetime_from_date_parsing": AN_INSTANT,
+    "timezone_aware": AN_INSTANT,
 }
 
 
@@ -624,16 +609,14 @@ def describe_errors(errors: Iterable[Any]) -> list[dict[str, Any]]:
     """At most 20 of pydantic's errors, in our words and without the input."""
     described = []
     for error in itertools.islice(errors, 20):
-        context = error.get("ctx", {})
-        words = PATTERNS.get(context.get("pattern", ""), "")
-        if error["type"] == "value_error":  # raised below
-            msg = error["msg"]
-        else:
-            sentence = SENTENCES.get(error["type"], "The value is not valid")
-            msg = sentence.format(words=words, **context)
+        kind, context = error["type"], error.get("ctx", {})
+        # Our own validators raise a value_error with its sentence.
+        sentence = "{msg}" if kind == "value_error" else "The value is not valid"
+        words = PATTERNS.get(context.get("pattern", ""))
+        msg = SENTENCES.get(kind, sentence).format(msg=error["msg"], words=words, **context)
         # A field may be named by anything, lone surrogates and 200 kB included.
         loc = [str(name)[:100].encode("utf-8", "replace").decode() for name in error["loc"]]
-        described.append({"loc": loc, "msg": msg, "type": error["type"]})
+        described.append({"loc": loc, "msg": msg, "type": kind})
     return described
 
 
@@ -641,12 +624,11 @@ def describe_errors(errors: Iterable[Any]) -> list[dict[str, Any]]:
 CONSTRAINTS: dict[str, Callable[[], Refusal]] = {
     "task_has_project": lambda: Refusal(Reason.NOT_FOUND),  # deleted while the task was added
     "member_has_project": lambda: Refusal(Reason.NOT_FOUND),
-    "task_is_for_member": lambda: invalid(
-        "body", "assigned_to", msg="Expected a member of the project"
-    ),
+    "task_is_for_member": lambda: invalid("body", "assigned_to", msg=NOT_A_MEMBER),
     "email_is_unique": lambda: Refusal(Reason.NAME_TAKEN),
     "service_stays_an_admin": lambda: Refusal(Reason.FORBIDDEN),
 }
+NOT_A_MEMBER = "Expected a member of the project"
 
 
 def as_refusal(error: Exception, request_id: str) -> Refusal:
@@ -658,12 +640,11 @@ def as_refusal(error: Exception, request_id: str) -> Refusal:
             return Refusal(Reason.INVALID_INPUT, errors=describe_errors(error.errors()))
         case HTTPException(status_code=400, detail="There was an error parsing the body"):
             return invalid("body", msg="The body cannot be read; send JSON in UTF-8")
-        case HTTPException(status_code=405):
+        case HTTPException(status_code=405, detail="Method Not Allowed"):
             return Refusal(Reason.METHOD_NOT_ALLOWED)
         case HTTPException():  # of an endpoint that was added
-            refusal = Refusal(Reason.OTHER)
+            refusal = Refusal(Reason.OTHER, **(error.headers or {}))  # type: ignore[arg-type]
             refusal.status, refusal.detail = error.status_code, error.detail
-            refusal.headers = dict(error.headers or {})
             return refusal
         case asyncpg.IntegrityConstraintViolationError():
             for name, refuse in CONSTRAINTS.items():
@@ -680,43 +661,38 @@ def as_refusal(error: Exception, request_id: str) -> Refusal:
     return Refusal(Reason.INTERNAL_ERROR)
 
 
+# The newest Python's.
+TITLES = STATUS_PHRASES | {413: "Content Too Large", 422: "Unprocessable Content"}
+
+
 async def as_problem(request: Request, error: Exception) -> Response:
     """The answer to an error."""
-    request_id, path = request.state.request_id, request.scope["path"]
-    refusal = as_refusal(error, request_id)
-    reason, headers = refusal.reason, refusal.headers
+    refusal = as_refusal(error, request.state.request_id)
+    if refusal.status < 400:  # of an endpoint that was added
+        return Response(None, refusal.status, refusal.headers)
     problem = {
         "type": "about:blank",
-        "title": STATUS_PHRASES.get(refusal.status, "Refused"),
+        "title": TITLES.get(refusal.status, "Refused"),
         "status": refusal.status,
         "detail": refusal.detail,
-        "code": reason.code,
-        "instance": request_id,
+        "code": refusal.reason.code,
+        "instance": request.state.request_id,
     }
     if refusal.errors:
         problem["errors"] = refusal.errors
-    if path.rstrip("/").endswith("/auth/token"):
-        grant_error = "invalid_grant" if refusal.status == 401 else "invalid_request"
-        is_unsupported = reason is Reason.UNSUPPORTED_GRANT_TYPE
-        problem["error"] = reason.code if is_unsupported else grant_error
-        problem["error_description"] = refusal.detail
-    if reason is Reason.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(sorted(find_methods(request.scope)))
-    if reason.status == 401:
-        token_error = ' error="invalid_token"' if reason is Reason.INVALID_TOKEN else ""
-        headers["WWW-Authenticate"] = f'Bearer{token_error}, APIKey realm="X-API-Key"'
-    if reason.retry_after:
-        headers["Retry-After"] = str(reason.retry_after)
-    return Response(write_json(problem), refusal.status, headers, "application/problem+json")
-
-
-def find_methods(scope: Scope) -> set[str]:
-    """All methods of a path. Starlette names those of its first route."""
-    methods: set[str] = set()
-    for route in app.routes:
-        if route.matches(scope)[0] is not Match.NONE:
-            methods |= getattr(route, "methods", None) or set()
-    return methods | ({"HEAD"} if "GET" in methods else set())
+    if request.scope["path"].rstrip("/").endswith("/auth/token"):
+        kinds = {401: "invalid_grant", Reason.UNSUPPORTED_GRANT_TYPE: "unsupported_grant_type"}
+        kind = kinds.get(refusal.reason) or kinds.get(refusal.status, "invalid_request")
+        problem |= {"error": kind, "error_description": refusal.detail}
+    if refusal.reason is Reason.METHOD_NOT_ALLOWED:  # Starlette names those of one route
+        matches = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
+        methods = {method for route in matches for method in getattr(route, "methods", None) or ()}
+        refusal.headers["Allow"] = ", ".join(
+            sorted(methods | ({"HEAD"} if "GET" in methods else set()))
+        )
+    return Response(
+        write_json(problem), refusal.status, refusal.headers, "application/problem+json"
+    )
 
 
 def write_json(value: object) -> str:
@@ -741,7 +717,7 @@ CALLER = "id, role = 'admin' AS is_admin, inbox_id, password_changed_at"  # colu
 api_key = APIKeyHeader(
     name="X-API-Key",
     scheme_name="APIKey",
-    description="The service logs the key at its start, unless `API_KEY` sets it.",
+    description="The service logs it at its start, unless `API_KEY` sets it.",
     auto_error=False,
 )
 
@@ -763,22 +739,13 @@ class Authentication(SecurityBase):
             if matches and not any(matches):
                 raise Refusal(Reason.UNKNOWN_API_KEY)
             if worker.service is None:  # and maybe the keys are in the database
-                raise Outage("The schema is not applied")
+                raise Outage("not ready")
             return worker.service
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             raise Refusal(Reason.UNAUTHENTICATED)
-        claims = read_token(token.strip(), "access")
-        sql = f"""
-            SELECT {CALLER} FROM users
-            WHERE id = :user_id AND is_active AND password_changed_at = :password_changed_at
-        """  # noqa: S608
-        row = await fetch_row(
-            sql, user_id=claims.user_id, password_changed_at=claims.password_changed_at
-        )
-        if row is None:
-            raise Refusal(Reason.INVALID_TOKEN)
-        return Caller(**row)
+        user, _ = await fetch_session(token.strip(), "access", CALLER)
+        return Caller(**user)
 
 
 authenticate = Authentication()
@@ -796,12 +763,12 @@ async def confirm_caller(request: Request, caller: Caller) -> None:
         raise Refusal(Reason.INVALID_TOKEN)
 
 
+OWN_PROJECTS = "SELECT project_id FROM members WHERE user_id = :caller_id"
+
+
 def sees(caller: Caller, project_id: str) -> str:
     """The rule of access, as SQL about a column: a member sees a project, and an admin."""
     return "true" if caller.is_admin else f"{project_id} IN ({OWN_PROJECTS})"
-
-
-OWN_PROJECTS = "SELECT project_id FROM members WHERE user_id = :caller_id"
 
 
 def may_change(caller: Caller) -> str:
@@ -814,30 +781,30 @@ def split_keys(api_keys: str) -> list[bytes]:
     return [key.strip().encode() for key in api_keys.split(",") if key.strip()]
 
 
-class Claims(NamedTuple):
-    user_id: int
-    password_changed_at: datetime
-    session_end: datetime
-
-
 @lru_cache(1000)  # a signature costs as much as reading a project; the expiry is checked again
 def decode_token(token: str, secret: str) -> dict[str, Any]:
     options: jwt.types.Options = {"require": ["exp", "sub", "kind", "password_changed_at"]}
     return jwt.decode(token, secret, algorithms=["HS256"], options=options)
 
 
-def read_token(token: str, kind: Literal["access", "refresh"]) -> Claims:
+async def fetch_session(token: str, kind: str, columns: str) -> tuple[Row, datetime]:
+    """Columns of the user of an access or refresh token, and when the token expires."""
     if not worker.jwt_secret:
-        raise Outage("The schema is not applied")  # the secret is in the database
-    # Of any odd claim, in a token that is signed all the same.
+        raise Outage("not ready")  # the secret is in the database
+    # Errors of any odd claim, in a token that is signed all the same.
     with suppress(jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError):
         claims = decode_token(token, worker.jwt_secret)
         user_id = int(claims["sub"])
         changed_at = datetime.fromisoformat(claims["password_changed_at"])
-        session_end = datetime.fromtimestamp(claims["exp"], UTC)
-        is_valid = 0 < user_id <= INT8_MAX and changed_at.tzinfo and session_end > datetime.now(UTC)
-        if claims["kind"] == kind and is_valid:
-            return Claims(user_id, changed_at, session_end)
+        expiry = datetime.fromtimestamp(claims["exp"], UTC)
+        is_valid = claims["kind"] == kind and expiry > datetime.now(UTC)
+        if is_valid and 0 < user_id <= INT8_MAX and changed_at.tzinfo:
+            sql = f"""
+                SELECT {columns} FROM users
+                WHERE id = :user_id AND is_active AND password_changed_at = :changed_at
+            """
+            if user := await fetch_row(sql, user_id=user_id, changed_at=changed_at):
+                return user, expiry
     raise Refusal(Reason.INVALID_TOKEN)
 
 
@@ -862,42 +829,41 @@ def issue_tokens(user: Row, session_end: datetime | None = None) -> Response:
     return Response(write_json(tokens), 200, {"Cache-Control": "no-store"}, "application/json")
 
 
-def refusals(*reasons: Reason) -> dict[int | str, dict[str, Any]]:
-    """`responses=` for reasons that an endpoint, or a router, may refuse for."""
-    responses: dict[int | str, dict[str, Any]] = {}
+def problem_content(model: str = "Problem") -> dict[str, Any]:
+    return {"application/problem+json": {"schema": {"$ref": f"#/components/schemas/{model}"}}}
+
+
+Responses: TypeAlias = dict[int | str, dict[str, Any]]
+
+
+def add_refusals(responses: Responses, *reasons: Reason) -> Responses:
+    """What an operation may refuse for, from the catalogue, as the document has it."""
     for reason in reasons:
-        text = f"`{reason.code}`: {reason.detail}"
-        known = responses.setdefault(reason.status, {"description": "", "content": PROBLEM})
-        known["description"] = f"{known['description']} {text}".strip()
+        known = responses.setdefault(
+            str(reason.status), {"description": "", "content": problem_content()}
+        )
+        known["description"] += f"`{reason.code}`: {reason.detail} "
     return responses
 
 
-PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-TOKEN_PROBLEM = {
-    "application/problem+json": {"schema": {"$ref": "#/components/schemas/TokenProblem"}}
-}
 RETRY_AFTER = {"description": "Seconds to wait.", "schema": {"type": "integer"}, "example": 1}
-DEFAULT: dict[int | str, dict[str, Any]] = {
-    "default": {
-        "description": "Refused, or failed: `code` says why.",
-        "headers": {"Retry-After": RETRY_AFTER},
-        "content": PROBLEM,
-    }
+ROUTER: dict[str, Any] = {
+    "generate_unique_id_function": lambda route: route.name,
+    "responses": {
+        "default": {
+            "description": "Refused, or failed: `code` says why.",
+            "headers": {"Retry-After": RETRY_AFTER},
+            "content": problem_content(),
+        }
+    },
 }
-NAMES: dict[str, Any] = {"generate_unique_id_function": lambda route: route.name}
 # An endpoint's router says who may call it, and how much it may send.
-public = APIRouter(responses=DEFAULT, max_body_size=16 * 1024, **NAMES)
-api = APIRouter(
-    dependencies=[Depends(api_key), Depends(authenticate)],
-    responses=DEFAULT | refusals(Reason.UNAUTHENTICATED, Reason.INVALID_TOKEN),
-    max_body_size=256 * 1024,
-    **NAMES,
-)
+public = APIRouter(max_body_size=16 * 1024, **ROUTER)
+GUARDS = [Depends(api_key), Depends(authenticate)]
+api = APIRouter(dependencies=GUARDS, max_body_size=256 * 1024, **ROUTER)
+ROUTER["responses"] = add_refusals(dict(ROUTER["responses"]), Reason.FORBIDDEN)
 admin = APIRouter(
-    dependencies=[*api.dependencies, Depends(require_admin)],
-    responses=api.responses | refusals(Reason.FORBIDDEN),
-    max_body_size=256 * 1024,
-    **NAMES,
+    dependencies=[*GUARDS, Depends(require_admin)], max_body_size=256 * 1024, **ROUTER
 )
 
 # ------------------------------------------------------------------------------- requests and lists
@@ -905,11 +871,16 @@ admin = APIRouter(
 
 def clean_text(text: object) -> object:
     """In NFC, so that a search finds what people see."""
-    if isinstance(text, str):
-        if "\x00" in text:
-            raise PydanticCustomError("value_error", "Expected text without NUL")
-        return unicodedata.normalize("NFC", text)
-    return text
+    if not isinstance(text, str):
+        return text
+    marks = 0
+    for character in "" if text.isascii() else text:
+        marks = marks + 1 if unicodedata.category(character)[0] == "M" else 0
+        if marks > 30:  # of Unicode's stream-safe text; NFC takes the square of it
+            raise PydanticCustomError("value_error", "Expected at most 30 accents in a row")
+    if "\x00" in text:
+        raise PydanticCustomError("value_error", "Expected text without NUL")
+    return unicodedata.normalize("NFC", text)
 
 
 def read_date(text: object) -> object:
@@ -920,26 +891,20 @@ def read_date(text: object) -> object:
 
 
 def check_int8(number: int) -> int:
-    """Checked and not printed in the document, where 2^63 breaks generators."""
-    if not -INT8_MAX <= number <= INT8_MAX:
-        raise PydanticCustomError("int_parsing", "")
+    """A bound that the document does not show: 2^63 breaks generators."""
+    if abs(number) > INT8_MAX:
+        raise PydanticCustomError("int_parsing_size", "")
     return number
 
 
-INT32: dict[str, Any] = {"format": "int32"}
-INT64: dict[str, Any] = {"format": "int64"}
-BigInt = Annotated[int, AfterValidator(check_int8)]
-Id = Annotated[BigInt, Field(ge=1, json_schema_extra=INT64, examples=[1])]
-PathId = Annotated[
-    BigInt, Path(ge=0, json_schema_extra=INT64, openapi_examples={"1": {"value": 1}})
-]
+CLEAN = BeforeValidator(clean_text)
+INT8 = AfterValidator(check_int8)
+Id = Annotated[int, Field(ge=1, json_schema_extra=INT64, examples=[1]), INT8]
+PathId = Annotated[int, Path(ge=0, json_schema_extra=INT64, openapi_examples=FIRST), INT8]
 Count = Annotated[int, Field(ge=0, json_schema_extra=INT32)]
-Text = Annotated[str, StringConstraints(max_length=10_000), BeforeValidator(clean_text)]
-Name = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
-    BeforeValidator(clean_text),
-]
+Text = Annotated[str, Field(max_length=10_000), CLEAN]
+ShortText = Annotated[str, Field(max_length=254), CLEAN]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), CLEAN]
 DueDate = Annotated[
     date,
     Field(ge=date(1900, 1, 1), le=date(9998, 12, 31), strict=False),
@@ -982,18 +947,19 @@ PAGING = {
 }
 
 
-def answers(status: int, headers: dict[str, Any], *reasons: Reason, **more: Any) -> dict[str, Any]:
-    """Options of an endpoint: the status and headers of its success, and what it refuses for."""
-    responses: dict[Any, Any] = {status: {"headers": headers}, **refusals(*reasons), **more}
-    return {"status_code": status, "responses": responses}
+def answers(status: int, headers: dict[str, Any], *reasons: Reason) -> dict[str, Any]:
+    """Options of an endpoint: status and headers of its success, and what else it refuses for
+    than its parameters tell (see complete_openapi)."""
+    return {
+        "status_code": status,
+        "responses": add_refusals({status: {"headers": headers}}, *reasons),
+    }
 
 
-NOT_MODIFIED = {"304": {"description": "You have the current version.", "headers": ETAG}}
-READ = answers(200, ETAG, Reason.NOT_FOUND, **NOT_MODIFIED)
+CREATED = answers(201, LOCATION | ETAG | REPLAYED)
 LISTED = answers(200, PAGING)
-RETRYABLE = (Reason.IN_PROGRESS, Reason.KEY_REUSED)
-CREATED = LOCATION | ETAG | REPLAYED
-CONDITIONAL = (Reason.NOT_FOUND, Reason.CHANGED_MEANWHILE, Reason.VERSION_MISMATCH)
+READ = answers(200, ETAG)
+READ["responses"][304] = {"description": "You have the current version.", "headers": ETAG}
 
 
 class Body(BaseModel):
@@ -1019,11 +985,6 @@ class Update(Body):
         return self
 
 
-def example(**fields: Any) -> ConfigDict:
-    """The example of a model, which the document shows wherever the model stands."""
-    return ConfigDict(json_schema_extra={"examples": [fields]})
-
-
 def json_object(model: type[BaseModel], table: str, **expressions: str) -> str:
     """SQL for a row as the JSON text of a model, in the column `body`.
 
@@ -1032,12 +993,17 @@ def json_object(model: type[BaseModel], table: str, **expressions: str) -> str:
     columns = []
     for name, field in model.model_fields.items():
         value = expressions.get(name, f"{table}.{name}")
-        if datetime in (field.annotation, *get_args(field.annotation)):  # Z is what clients take
+        if datetime in (field.annotation, *get_args(field.annotation)):  # clients want a Z
             value = f"""to_char({value}, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
         columns.append(f"{value} AS {name}")
     return (
-        f"(SELECT row_to_json(fields)::text FROM (SELECT {', '.join(columns)}) AS fields) AS body"  # noqa: S608
+        f"(SELECT row_to_json(fields)::text FROM (SELECT {', '.join(columns)}) AS fields) AS body"
     )
+
+
+def list_columns(fields: Iterable[str]) -> tuple[str, str]:
+    """The columns of an INSERT and their parameters. Others get the defaults of schema.sql."""
+    return ", ".join(fields), ", ".join(f":{name}" for name in fields)
 
 
 def require_row(row: Row | None) -> Row:
@@ -1046,30 +1012,26 @@ def require_row(row: Row | None) -> Row:
     return row
 
 
-def row_response(row: Row, status: int = 200, **headers: str) -> Response:
+def row_response(row: Row, if_none_match: str | None = None) -> Response:
     """A row with `body` and, of a versioned resource, `version`."""
-    if "version" in row:
-        headers["ETag"] = f'"{row["version"]}"'
-    return Response(row["body"], status, headers, "application/json")
-
-
-def read_response(row: Row, if_none_match: str | None) -> Response:
-    if if_none_match and (if_none_match == "*" or f'"{row["version"]}"' in if_none_match):
-        return Response(None, 304, {"ETag": f'"{row["version"]}"'})
-    return row_response(row)
+    headers = {"ETag": f'"{row["version"]}"'} if "version" in row else {}
+    if if_none_match and (if_none_match == "*" or headers["ETag"] in if_none_match):
+        return Response(None, 304, headers)
+    return Response(row["body"], 200, headers, "application/json")
 
 
 def created_response(request: Request, row: Row, path: str, status: int = 201) -> Response:
     """The new resource, or the first answer to its Idempotency-Key."""
-    response = row_response(row, status, Location=f"{str(request.base_url)[:-1]}{path}{row['id']}")
+    response = row_response(row)
+    response.status_code = status
+    response.headers["Location"] = f"{request.base_url}{path}/{row['id']}"
     if "is_replay" in row:
         response.headers["Idempotent-Replayed"] = "true"
     return response
 
 
 def read_versions(if_match: str | None) -> list[str] | None:
-    """The versions in If-Match, for IS_CURRENT; None is any. A proxy that compresses makes tags
-    weak."""
+    """The versions in If-Match, for IS_CURRENT; None is any. Proxies that compress add W/."""
     return None if if_match in (None, "*") else re.findall(r'"([^"]*)"', if_match or "")
 
 
@@ -1087,45 +1049,35 @@ def require_change(row: Row | None) -> Row:
     return row
 
 
-@dataclass(frozen=True)
-class Claim:
-    """An Idempotency-Key, and a digest of the content that it stands for."""
-
-    caller_id: int
-    endpoint: str  # method and path
-    key: str
-    digest: bytes
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"caller_id": self.caller_id, "endpoint": self.endpoint, "key": self.key}
+Claim: TypeAlias = dict[str, Any] | None
 
 
-def claim_key(key: str | None, caller: Caller, path: str, new: Body) -> Claim | None:
-    """By the path's parameters and the values of the fields, not by how they are spelled."""
+def claim_key(key: str | None, caller: Caller, path: str, new: Body) -> Claim:
+    """An Idempotency-Key with what it stands for: the values of parameters and fields, however
+    they are spelled."""
     if key is None:
         return None
     digest = hashlib.sha256(new.model_dump_json().encode()).digest()
-    return Claim(caller.id, f"POST {path}", key, digest)
+    return {"caller_id": caller.id, "endpoint": f"POST {path}", "key": key, "digest": digest}
 
 
-async def find_answer(claim: Claim | None) -> Row | None:
+async def find_answer(claim: Claim) -> Row | None:
     """The first answer to an Idempotency-Key, of the last 24 hours."""
     if claim is None:
         return None
     sql = """
-        SELECT resource_id AS id, version, body, body_digest, true AS is_replay
+        SELECT resource_id AS id, version, body, body_digest = :digest AS is_replay
         FROM idempotent_answers
         WHERE caller_id = :caller_id AND endpoint = :endpoint AND key = :key
           AND created_at > now() - interval '24 hours'
     """
-    answer = await fetch_row(sql, **claim.identity)
-    if answer and answer["body_digest"] != claim.digest:
+    answer = await fetch_row(sql, **claim)
+    if answer and not answer["is_replay"]:
         raise Refusal(Reason.KEY_REUSED)
     return answer
 
 
-async def insert_once(claim: Claim | None, sql: str, **values: Any) -> Row:
+async def insert_once(claim: Claim, sql: str, **values: Any) -> Row:
     """Run an INSERT: of several with one Idempotency-Key, the first. NOT_FOUND for no row."""
     if claim is None:
         return require_row(await fetch_row(sql, **values))
@@ -1141,13 +1093,13 @@ async def insert_once(claim: Claim | None, sql: str, **values: Any) -> Row:
     answer_sql = """
         UPDATE idempotent_answers SET resource_id = :id, version = :version, body = :body
         WHERE caller_id = :caller_id AND endpoint = :endpoint AND key = :key
+          AND body_digest = :digest
     """
     try:
         async with transaction() as db:
-            if await db.fetchval(*bind(claim_sql, vars(claim))):
+            if await db.fetchval(*bind(claim_sql, claim)):
                 row = require_row(await db.fetchrow(*bind(sql, values)))
-                answer = {name: row[name] for name in ("id", "version", "body")}
-                await db.execute(*bind(answer_sql, claim.identity | answer))
+                await db.execute(*bind(answer_sql, claim | dict(row)))
                 return row
     except Outage as outage:
         if isinstance(outage.__cause__, asyncpg.LockNotAvailableError):
@@ -1169,11 +1121,10 @@ async def take_turn(*slots: asyncio.Semaphore | asyncio.Lock) -> AsyncIterator[N
         yield
 
 
-def turn_of(caller: Caller, slots: asyncio.Semaphore) -> AbstractAsyncContextManager[None]:
-    """A turn of an ordinary user, who occupies one slot at a time and leaves the rest to others."""
-    if caller.is_admin:
-        return take_turn(slots)
-    return take_turn(worker.caller_locks.setdefault(caller.id, asyncio.Lock()), slots)
+def take_own_turn(caller: Caller, slots: asyncio.Semaphore) -> AbstractAsyncContextManager[None]:
+    """An ordinary user occupies one slot at a time, and leaves the rest to others."""
+    lock = worker.caller_locks.setdefault(caller.id, asyncio.Lock())
+    return take_turn(slots) if caller.is_admin else take_turn(lock, slots)
 
 
 class Page(BaseModel):
@@ -1191,6 +1142,9 @@ class Page(BaseModel):
     count: bool = Field(False, description="Count all rows, into `X-Total-Count`.")
 
 
+PageQuery = Annotated[Page, Query()]
+
+
 class Order(NamedTuple):
     """A total order by two bigints, `rank` and then `id`, which a cursor remembers."""
 
@@ -1198,69 +1152,59 @@ class Order(NamedTuple):
     rank: str
     id: str
     is_descending: bool = False
-    is_indexed: bool = True
+
+    @property
+    def after(self) -> str:
+        compare = "<" if self.is_descending else ">"
+        return f"({self.rank}, {self.id}) {compare} (:after_rank, :after_id)"
+
+    @property
+    def by(self) -> str:
+        direction = "DESC" if self.is_descending else "ASC"
+        return f"{self.rank} {direction}, {self.id} {direction}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """SQL of a list: rows of `table AS alias` that `where` selects, with JSON in `body`."""
+async def list_rows(
+    request: Request,
+    page: Page,
+    *,
+    body: str,
+    source: str,
+    order: Order,
+    counted: str = "",
+    **values: Any,
+) -> Response:
+    """A JSON array of rows, and a Link to the next page. `source` is FROM and WHERE.
 
-    table: str
-    alias: str
-    where: str
-    body: str
-    order: Order
-    joins: str = ""
-    per_project: bool = False  # of the caller's projects, each in order: `where` names `own`
-
-
-async def list_rows(request: Request, page: Page, listing: Listing, **values: Any) -> Response:
-    """A JSON array, and a Link to the next page."""
+    `counted` is the same for `count`, where that differs. All SQL comes from literals.
+    """
     if MISSING not in (page.cursor, page.offset):
         raise invalid("query", "offset", msg="Send cursor or offset, not both")
-    table, alias, where, order = listing.table, listing.alias, listing.where, listing.order
-    compare, direction, start = (
-        ("<", "DESC", INT8_MAX) if order.is_descending else (">", "ASC", -INT8_MAX)
-    )
-    after_rank, after_id = (
-        (start, start) if page.cursor is MISSING else read_cursor(page.cursor, order)
-    )
-    page_sql = f"""
-        SELECT {alias}.*, {order.rank} AS rank, {order.id} AS place
-        FROM {table} AS {alias}
-        WHERE {where} AND ({order.rank}, {order.id}) {compare} (:after_rank, :after_id)
-        ORDER BY {order.rank} {direction}, {order.id} {direction}
-    """  # noqa: S608
-    if listing.per_project:  # so that a member of few projects does not pay for all tasks
-        page_sql = f"""
-            SELECT {alias}.* FROM ({OWN_PROJECTS}) AS own
-            CROSS JOIN LATERAL ({page_sql} LIMIT :limit + 1 + :offset) AS {alias}
-            ORDER BY rank {direction}, place {direction}
-        """  # noqa: S608
+    start = INT8_MAX if order.is_descending else -INT8_MAX
+    rank, id = (start, start) if page.cursor is MISSING else read_cursor(page.cursor, order)
+    keys = {"after_rank": rank, "after_id": id, "limit": page.limit}
+    keys["offset"] = 0 if page.offset is MISSING else page.offset
     # One row more is read, to know whether there is a next page.
     sql = f"""
-        SELECT '[' || coalesce(string_agg(body, ',' ORDER BY number)
-                               FILTER (WHERE number <= :limit), '') || ']' AS body,
-               max(rank) FILTER (WHERE number = :limit) AS rank,
-               max(place) FILTER (WHERE number = :limit) AS place,
-               count(*) > :limit AS has_more
+        SELECT '[' || coalesce(string_agg(body, ',') FILTER (WHERE place <= :limit), '') || ']'
+               AS body, count(*) > :limit AS has_more,
+               max(rank) FILTER (WHERE place = :limit) AS rank,
+               max(id) FILTER (WHERE place = :limit) AS id
         FROM (
-            SELECT rank, place, {listing.body},
-                   row_number() OVER (ORDER BY rank {direction}, place {direction}) AS number
-            FROM ({page_sql} LIMIT :limit + 1 OFFSET :offset) AS {alias} {listing.joins}
-        ) AS page
-    """  # noqa: S608
-    keys = {"after_rank": after_rank, "after_id": after_id}
-    window = {"limit": page.limit, "offset": 0 if page.offset is MISSING else page.offset}
-    row, headers = (await fetch_rows(sql, **values, **keys, **window))[0], {}
+            SELECT rank, id, body, row_number() OVER () AS place FROM (
+                SELECT {order.rank} AS rank, {order.id} AS id, {body}
+                {source} AND {order.after}
+                ORDER BY {order.by} LIMIT :limit + 1 OFFSET :offset
+            ) AS page
+        ) AS numbered
+    """
+    row, headers = (await fetch_rows(sql, **values, **keys))[0], {}
     if row["has_more"]:
-        cursor = f"{order.name}.{row['rank']}.{row['place']}"
+        cursor = f"{order.name}.{row['rank']}.{row['id']}"
         url = request.url.replace(path=quote(request.state.path)).remove_query_params("offset")
-        url = url.include_query_params(cursor=cursor)
-        headers["Link"] = f'<{url}>; rel="next"'
+        headers["Link"] = f'<{url.include_query_params(cursor=cursor)}>; rel="next"'
     if page.count:
-        own = f"({OWN_PROJECTS}) AS own," if listing.per_project else ""
-        sql = f"SELECT count(*) AS total FROM {own} {table} AS {alias} WHERE {where}"  # noqa: S608
+        sql = f"SELECT count(*) AS total {counted or source}"
         headers["X-Total-Count"] = str((await fetch_rows(sql, **values))[0]["total"])
     return Response(row["body"], 200, headers, "application/json")
 
@@ -1280,33 +1224,31 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
-Password = Annotated[
-    str, StringConstraints(min_length=8, max_length=128), BeforeValidator(clean_text)
-]
-Username = Annotated[str, Field(pattern=USERNAME, description=f"{PATTERNS[USERNAME]}.")]
-Email = Annotated[str, Field(pattern=EMAIL, max_length=254), BeforeValidator(clean_text)]
-SomePassword = Annotated[str, StringConstraints(max_length=1000), BeforeValidator(clean_text)]
+Password = Annotated[str, Field(min_length=8, max_length=128), CLEAN]
+AnyPassword = Annotated[str, Field(max_length=1000), CLEAN]
+Username = Annotated[str, Field(pattern=USERNAME, description=PATTERNS[USERNAME])]
+Email = Annotated[str, Field(pattern=EMAIL, max_length=254), CLEAN]
 
 
 class UserCreate(Body):
-    model_config = example(username="ada", email="ada@example.org", password="correct horse")  # noqa: S106
+    model_config = example('{"username": "ada", "email": "ada@x.org", "password": "correct horse"}')
     username: Username
     email: Email | None = None
     password: Password
 
 
 class Credentials(Body):
-    model_config = example(username="ada", password="correct horse")  # noqa: S106
-    username: Annotated[str, Field(max_length=254), BeforeValidator(clean_text)]
-    password: SomePassword
+    model_config = example('{"username": "ada", "password": "correct horse"}')
+    username: ShortText
+    password: AnyPassword
 
 
 class TokenForm(BaseModel):
     """An OAuth2 form, which has more fields than these."""
 
     grant_type: str = "password"
-    username: Annotated[str, Field(max_length=254), BeforeValidator(clean_text)] = ""
-    password: SomePassword = ""
+    username: ShortText = ""
+    password: AnyPassword = ""
     refresh_token: Annotated[str, Field(max_length=5000)] = ""
 
     @model_validator(mode="after")
@@ -1322,10 +1264,10 @@ class RefreshRequest(Body):
 
 
 class UserUpdate(Update):
-    model_config = example(email="ada.lovelace@example.org")
+    model_config = example('{"email": "ada.lovelace@x.org"}')
     email: Email | MISSING | None = MISSING
     password: Password | MISSING = MISSING
-    current_password: SomePassword | MISSING = Field(
+    current_password: AnyPassword | MISSING = Field(
         MISSING, description="Who changes the own password names the old one."
     )
     role: Annotated[Role, Field(strict=False)] | MISSING = MISSING
@@ -1334,12 +1276,8 @@ class UserUpdate(Update):
 
 class User(BaseModel):
     model_config = example(
-        id=2,
-        username="ada",
-        email="ada@example.org",
-        role="user",
-        is_active=True,
-        created_at="2027-01-15T09:30:00.000000Z",
+        """{"id": 2, "username": "ada", "email": "ada@x.org", "role": "user", "is_active": true,
+        "created_at": "2027-01-15T09:30:00.000000Z"}"""
     )
     id: Id
     username: str
@@ -1358,14 +1296,17 @@ class Tokens(BaseModel):
 
 
 USER_JSON = json_object(User, "users")
+SESSION = f"users.id, users.password_changed_at, {USER_JSON}"  # for issue_tokens
 # OWASP's parameters for argon2id: 19 MiB, two passes.
 hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 # Of a text that nobody knows. Verified for a name without a password, so that it takes as long.
-DECOY_HASH = "$argon2id$v=19$m=19456,t=2,p=1$Cju+a62YWx/YFMuvaJuUCw$51ZNH+x9eTbkjATaGBABTh6QEhf8OSW6FB1iluxaMkw"
+DECOY_HASH = (
+    "$argon2id$v=19$m=19456,t=2,p=1$Cju+a62YWx/YFMuvaJuUCw$"
+    "51ZNH+x9eTbkjATaGBABTh6QEhf8OSW6FB1iluxaMkw"
+)
 
 
 async def hash_password(slots: asyncio.Semaphore, password: str) -> str:
-    """In a thread. Registrations, changes and sign-ins have slots of their own."""
     async with take_turn(slots):
         return await asyncio.to_thread(hasher.hash, password)
 
@@ -1387,20 +1328,20 @@ async def verify_password(request: Request, username: str, password: str) -> Row
     limits = {f"name {username}": 50}
     if address is not None:
         limits |= {f"address {address}": 100, f"both {address} {username}": 10}
-    async with take_turn(worker.sign_in_slots):
+    async with take_turn(worker.sign_ins):
         if any(row["attempts"] > limits[row["key"]] for row in await count_attempts(limits, 1)):
             await count_attempts(limits, -1)
             raise Refusal(Reason.TOO_MANY_ATTEMPTS)
         sql = f"""
-            SELECT users.id, users.password_hash, users.password_changed_at, {USER_JSON}
-            FROM users WHERE lower(users.username) = :username AND users.is_active
-        """  # noqa: S608
+            SELECT users.password_hash, {SESSION} FROM users
+            WHERE lower(users.username) = :username AND users.is_active
+        """
         user = await fetch_row(sql, username=username)
-        password_hash = user["password_hash"] if user else None
-        if await asyncio.to_thread(is_password, password_hash, password):
-            await count_attempts(limits, -1)
-            return user
-    return None
+        known_hash = user["password_hash"] if user else None
+        if not await asyncio.to_thread(is_password, known_hash, password):
+            return None
+        await count_attempts(limits, -1)
+        return user
 
 
 async def count_attempts(keys: Iterable[str], change: int) -> list[Row]:
@@ -1420,34 +1361,30 @@ async def count_attempts(keys: Iterable[str], change: int) -> list[Row]:
 
 def find_address(request: Request) -> str | None:
     """The client's, of IPv6 its /64, which is one client's; None on a unix socket."""
-    if request.client is None or not request.client.host:
-        return None
-    try:
-        address = ipaddress.ip_address(request.client.host)
-    except ValueError:
-        return request.client.host[:100]  # a proxy's name for it
-    if isinstance(address, ipaddress.IPv4Address) or address.ipv4_mapped:
-        return str(getattr(address, "ipv4_mapped", None) or address)
-    return str(ipaddress.ip_network((int(address), 64), strict=False))
+    host = request.client.host if request.client else ""
+    with suppress(ValueError):  # of a name that a proxy gives
+        address = ipaddress.ip_address(host)
+        if isinstance(address, ipaddress.IPv6Address) and not address.ipv4_mapped:
+            return str(ipaddress.ip_network((int(address), 64), strict=False))
+    return host[-100:] or None
 
 
 async def create_user(
-    db: Db, username: str, *, email: str | None = None, role: str, password_hash: str | None = None
+    db: Db, username: str, email: str | None = None, password_hash: str | None = None, *, role: Role
 ) -> int | None:
     """An account with its Inbox, within a transaction; None if the name or address is taken."""
     sql = """
-        INSERT INTO users (username, email, role, password_hash, inbox_id)
+        INSERT INTO users (username, email, password_hash, role, inbox_id)
         VALUES ($1, $2, $3, $4, nextval('inbox_ids')) ON CONFLICT DO NOTHING
         RETURNING id, inbox_id
     """
-    user = await db.fetchrow(sql, username, email, role, password_hash)
+    user = await db.fetchrow(sql, username, email, password_hash, role)
     if user is None:
         return None
-    sql = "INSERT INTO projects (id, name, created_by) VALUES ($1, 'Inbox', $2)"
-    await db.execute(sql, user["inbox_id"], user["id"])
-    sql = "INSERT INTO members (project_id, user_id) VALUES ($1, $2)"
-    await db.execute(sql, user["inbox_id"], user["id"])
-    return user["id"]  # type: ignore[no-any-return]
+    sql = "INSERT INTO projects (created_by, id, name) VALUES ($1, $2, 'Inbox')"
+    await db.execute(sql, *user)
+    await db.execute("INSERT INTO members (user_id, project_id) VALUES ($1, $2)", *user)
+    return int(user["id"])
 
 
 async def create_admin(db: Db, username: str, password: str) -> None:
@@ -1457,10 +1394,10 @@ async def create_admin(db: Db, username: str, password: str) -> None:
     sql = "SELECT role FROM users WHERE lower(username) = lower($1)"
     role = await db.fetchval(sql, username)
     if role is None:
-        password = unicodedata.normalize("NFC", password)
-        password_hash = await asyncio.to_thread(hasher.hash, password)
-        await create_user(db, username, role="admin", password_hash=password_hash)
-    elif role != "admin":
+        text = unicodedata.normalize("NFC", password)
+        password_hash = await asyncio.to_thread(hasher.hash, text)
+        await create_user(db, username, None, password_hash, role=Role.ADMIN)
+    elif role != Role.ADMIN:
         log.warning("The account %s exists and is no admin; it stays as it is", username)
 
 
@@ -1476,16 +1413,14 @@ async def register_user(request: Request, new: UserCreate) -> Response:
 
     With `REGISTRATION=closed` only admins may.
     """
-    password_hash = await hash_password(worker.registration_slots, new.password)
+    password_hash = await hash_password(worker.registrations, new.password)
     if settings.registration == "closed":
         await require_admin(await authenticate(request))  # once more, after the wait
     async with transaction() as db:
-        user_id = await create_user(
-            db, new.username, email=new.email, role=Role.USER, password_hash=password_hash
-        )
+        user_id = await create_user(db, new.username, new.email, password_hash, role=Role.USER)
     if user_id is None:
         raise Refusal(Reason.NAME_TAKEN)
-    return created_response(request, await select_user(user_id), "/users/")
+    return created_response(request, await select_user(user_id), "users")
 
 
 @public.post(
@@ -1506,7 +1441,7 @@ async def log_in(request: Request, credentials: Credentials) -> Response:
     "/auth/token",
     response_model=Tokens,
     tags=["sign-in"],
-    responses={"default": {"description": "Refused, or failed.", "content": TOKEN_PROBLEM}},
+    responses={"default": {"description": "Refused.", "content": problem_content("TokenProblem")}},
 )
 async def issue_token(request: Request, form: Annotated[TokenForm, Form()]) -> Response:
     """Sign in, or refresh, by an OAuth2 form, as *Authorize* on this page does."""
@@ -1525,17 +1460,7 @@ async def issue_token(request: Request, form: Annotated[TokenForm, Form()]) -> R
 )
 async def refresh_tokens(body: RefreshRequest) -> Response:
     """Exchange a refresh token for new tokens. The new one expires when the old one does."""
-    claims = read_token(body.refresh_token, "refresh")
-    sql = f"""
-        SELECT users.id, users.password_changed_at, {USER_JSON} FROM users
-        WHERE id = :user_id AND is_active AND password_changed_at = :password_changed_at
-    """  # noqa: S608
-    user = await fetch_row(
-        sql, user_id=claims.user_id, password_changed_at=claims.password_changed_at
-    )
-    if user is None:
-        raise Refusal(Reason.INVALID_TOKEN)
-    return issue_tokens(user, claims.session_end)
+    return issue_tokens(*await fetch_session(body.refresh_token, "refresh", SESSION))
 
 
 @api.get("/auth/me", response_model=User, tags=["sign-in"])
@@ -1545,23 +1470,21 @@ async def read_me(caller: CurrentCaller) -> Response:
 
 
 async def select_user(user_id: int) -> Row:
-    sql = f"SELECT users.id, {USER_JSON} FROM users WHERE users.id = :user_id"  # noqa: S608
+    sql = f"SELECT users.id, {USER_JSON} FROM users WHERE users.id = :user_id"
     return require_row(await fetch_row(sql, user_id=user_id))
 
 
 @admin.get("/users/", response_model=list[User], tags=["users"], **LISTED)
-async def list_users(request: Request, page: Annotated[Page, Query()]) -> Response:
+async def list_users(request: Request, page: PageQuery) -> Response:
     """All users, by id. For admins."""
     by_id = Order("id", "users.id", "users.id")
-    users = Listing(table="users", alias="users", where="true", body=USER_JSON, order=by_id)
-    return await list_rows(request, page, users)
+    return await list_rows(
+        request, page, body=USER_JSON, source="FROM users WHERE true", order=by_id
+    )
 
 
 @api.get(
-    "/users/{user_id}",
-    response_model=User,
-    tags=["users"],
-    **answers(200, {}, Reason.FORBIDDEN, Reason.NOT_FOUND),
+    "/users/{user_id}", response_model=User, tags=["users"], **answers(200, {}, Reason.FORBIDDEN)
 )
 async def read_user(user_id: PathId, caller: CurrentCaller) -> Response:
     """A user. For admins, and for oneself."""
@@ -1574,7 +1497,7 @@ async def read_user(user_id: PathId, caller: CurrentCaller) -> Response:
     "/users/{user_id}",
     response_model=User,
     tags=["users"],
-    **answers(200, {}, Reason.FORBIDDEN, Reason.NOT_FOUND, Reason.NAME_TAKEN),
+    **answers(200, {}, Reason.FORBIDDEN, Reason.NAME_TAKEN),
 )
 async def update_user(
     request: Request, user_id: PathId, update: UserUpdate, caller: CurrentCaller
@@ -1584,20 +1507,22 @@ async def update_user(
     A new password, and disabling the account, ends all tokens of the user.
     """
     changes = update.model_dump(exclude={"current_password"})
-    if not changes:
-        raise invalid("body", msg="Name a field to change")
     is_oneself = user_id == caller.id
     if not caller.is_admin and (not is_oneself or changes.keys() & {"role", "is_active"}):
         raise Refusal(Reason.FORBIDDEN)
+    if not changes:
+        raise invalid("body", msg="Name a field to change")
     old_hash = None
-    if password := changes.pop("password", None):
+    if "password" in changes:
         if is_oneself:
             old_hash = await verify_current_password(request, user_id, update.current_password)
-        changes["password_hash"] = await hash_password(worker.password_slots, password)
+        password = changes.pop("password")
+        changes["password_hash"] = await hash_password(worker.password_changes, password)
         await confirm_caller(request, caller)
     assignments = [f"{name} = :{name}" for name in changes]
     if "password_hash" in changes or changes.get("is_active") is False:
         assignments.append("password_changed_at = clock_timestamp()")
+    # The old password is still the same when the new one is stored.
     sql = f"""
         WITH users AS (
             UPDATE users SET {", ".join(assignments)}
@@ -1605,7 +1530,7 @@ async def update_user(
             RETURNING *
         )
         SELECT users.id, {USER_JSON} FROM users
-    """  # noqa: S608
+    """
     user = await fetch_row(sql, user_id=user_id, old_hash=old_hash, **changes)
     if user is None and old_hash is not None:
         raise Refusal(Reason.CHANGED_MEANWHILE)
@@ -1613,24 +1538,23 @@ async def update_user(
 
 
 async def verify_current_password(request: Request, user_id: int, password: Any) -> str | None:
-    """The hash of the password, which must still be there when the new one is stored."""
+    """The hash of one's own password. None of the user `service`, who has none."""
     sql = "SELECT username, password_hash FROM users WHERE id = :user_id"
-    known = require_row(await fetch_row(sql, user_id=user_id))
-    if known["password_hash"] is None:  # the user `service`
-        return None
-    if password is MISSING:
-        raise invalid("body", "current_password", msg="Send the current password too")
-    user = await verify_password(request, known["username"], password)
+    user: Row | None = require_row(await fetch_row(sql, user_id=user_id))
+    if user and user["password_hash"] is not None:
+        if password is MISSING:
+            raise invalid("body", "current_password", msg="Send the current password too")
+        user = await verify_password(request, user["username"], password)
     if user is None:
         raise invalid("body", "current_password", msg="This is not the current password")
-    return str(user["password_hash"])
+    return cast("str | None", user["password_hash"])
 
 
 # ----------------------------------------------------------------------------------------- projects
 
 
 class ProjectUpdate(Update):
-    model_config = example(name="New website", description="New design, same content.")
+    model_config = example('{"name": "New website", "description": "New design, same content."}')
     name: Name | MISSING = MISSING
     description: Text | MISSING | None = MISSING
 
@@ -1641,13 +1565,9 @@ class ProjectCreate(ProjectUpdate):
 
 class Project(BaseModel):
     model_config = example(
-        id=1,
-        name="New website",
-        description="New design, same content.",
-        created_by=1,
-        created_at="2027-01-15T09:30:00.000000Z",
-        updated_at="2027-01-15T09:30:00.000000Z",
-        version=1,
+        """{"id": 1, "name": "New website", "description": "New design, same content.",
+        "created_by": 1, "created_at": "2027-01-15T09:30:00.000000Z",
+        "updated_at": "2027-01-15T09:30:00.000000Z", "version": 1}"""
     )
     id: Id
     name: str
@@ -1659,7 +1579,9 @@ class Project(BaseModel):
 
 
 class Member(BaseModel):
-    model_config = example(user_id=2, username="ada", added_at="2027-01-15T09:30:00.000000Z")
+    model_config = example(
+        '{"user_id": 2, "username": "ada", "added_at": "2027-01-15T09:30:00.000000Z"}'
+    )
     user_id: Id
     username: str
     added_at: datetime
@@ -1669,17 +1591,7 @@ PROJECT_JSON = json_object(Project, "project")
 MEMBER_JSON = json_object(Member, "member", username="users.username")
 
 
-def list_columns(fields: Iterable[str]) -> tuple[str, str]:
-    """The columns of an INSERT and their parameters. Others get the defaults of schema.sql."""
-    return ", ".join(fields), ", ".join(f":{name}" for name in fields)
-
-
-@admin.post(
-    "/projects/",
-    response_model=Project,
-    tags=["projects"],
-    **answers(201, CREATED, *RETRYABLE),
-)
+@admin.post("/projects/", response_model=Project, tags=["projects"], **CREATED)
 async def create_project(
     request: Request, new: ProjectCreate, caller: CurrentCaller, key: IdempotencyKey = None
 ) -> Response:
@@ -1693,25 +1605,23 @@ async def create_project(
             RETURNING *
         )
         SELECT project.id, project.version, {PROJECT_JSON} FROM project
-    """  # noqa: S608
+    """
     claim = claim_key(key, caller, "/projects", new)
     row = await insert_once(claim, sql, caller_id=caller.id, **fields)
-    return created_response(request, row, "/projects/")
+    return created_response(request, row, "projects")
 
 
 @api.get("/projects/", response_model=list[Project], tags=["projects"], **LISTED)
-async def list_projects(
-    request: Request, page: Annotated[Page, Query()], caller: CurrentCaller
-) -> Response:
+async def list_projects(request: Request, page: PageQuery, caller: CurrentCaller) -> Response:
     """The projects that the caller sees, by id."""
-    projects = Listing(
-        table="projects",
-        alias="project",
-        where=sees(caller, "project.id"),
+    return await list_rows(
+        request,
+        page,
         body=PROJECT_JSON,
+        source=f"FROM projects AS project WHERE {sees(caller, 'project.id')}",
         order=Order("id", "project.id", "project.id"),
+        caller_id=caller.id,
     )
-    return await list_rows(request, page, projects, caller_id=caller.id)
 
 
 @api.get("/projects/{project_id}", response_model=Project, tags=["projects"], **READ)
@@ -1719,14 +1629,14 @@ async def read_project(
     project_id: PathId, caller: CurrentCaller, if_none_match: IfNoneMatch = None
 ) -> Response:
     """A project."""
-    return read_response(await select_project(project_id, caller), if_none_match)
+    return row_response(await select_project(project_id, caller), if_none_match)
 
 
 async def select_project(project_id: int, caller: Caller) -> Row:
     sql = f"""
         SELECT project.id, project.version, {PROJECT_JSON} FROM projects AS project
         WHERE project.id = :project_id AND {sees(caller, "project.id")}
-    """  # noqa: S608
+    """
     return require_row(await fetch_row(sql, project_id=project_id, caller_id=caller.id))
 
 
@@ -1736,14 +1646,9 @@ async def select_project(project_id: int, caller: Caller) -> Row:
     summary="Update Project, as PATCH does",
     response_model=Project,
     tags=["projects"],
-    **answers(200, ETAG, *CONDITIONAL),
+    **READ,
 )
-@admin.patch(
-    "/projects/{project_id}",
-    response_model=Project,
-    tags=["projects"],
-    **answers(200, ETAG, *CONDITIONAL),
-)
+@admin.patch("/projects/{project_id}", response_model=Project, tags=["projects"], **READ)
 async def update_project(
     project_id: PathId, update: ProjectUpdate, if_match: IfMatch = None
 ) -> Response:
@@ -1751,8 +1656,7 @@ async def update_project(
 
     `PUT` and `PATCH` do the same. For admins.
     """
-    changes = update.model_dump()
-    versions = read_versions(if_match)
+    changes, versions = update.model_dump(), read_versions(if_match)
     assignments = ", ".join(f"{name} = :{name}" for name in changes)
     sql = f"""
         WITH project AS (
@@ -1761,7 +1665,7 @@ async def update_project(
             RETURNING *
         )
         SELECT project.id, project.version, {PROJECT_JSON} FROM project
-    """  # noqa: S608
+    """
     row = await fetch_row(sql, project_id=project_id, versions=versions, **changes)
     if row is None:
         await explain_project(project_id, versions)
@@ -1773,7 +1677,7 @@ async def update_project(
     "/projects/{project_id}",
     response_model=None,
     tags=["projects"],
-    **answers(204, {}, *CONDITIONAL, Reason.INBOX_STAYS),
+    **answers(204, {}, Reason.INBOX_STAYS),
 )
 async def delete_project(project_id: PathId, if_match: IfMatch = None) -> Response:
     """Delete a project and all its tasks; an Inbox cannot be deleted. For admins."""
@@ -1782,7 +1686,7 @@ async def delete_project(project_id: PathId, if_match: IfMatch = None) -> Respon
         DELETE FROM projects WHERE id = :project_id AND {IS_CURRENT}
           AND NOT EXISTS (SELECT FROM users WHERE inbox_id = :project_id)
         RETURNING id
-    """  # noqa: S608
+    """
     if await fetch_row(sql, project_id=project_id, versions=versions) is None:
         row = await explain_project(project_id, versions)
         raise Refusal(Reason.INBOX_STAYS if row["is_inbox"] else Reason.CHANGED_MEANWHILE)
@@ -1795,38 +1699,32 @@ async def explain_project(project_id: int, versions: list[str] | None) -> Row:
         SELECT true AS may_change, version, {IS_CURRENT} AS is_current,
                EXISTS (SELECT FROM users WHERE inbox_id = :project_id) AS is_inbox
         FROM projects WHERE id = :project_id
-    """  # noqa: S608
+    """
     return require_change(await fetch_row(sql, project_id=project_id, versions=versions))
 
 
-@api.get(
-    "/projects/{project_id}/members/",
-    response_model=list[Member],
-    tags=["members"],
-    **answers(200, PAGING, Reason.NOT_FOUND),
-)
+@api.get("/projects/{project_id}/members/", response_model=list[Member], tags=["members"], **LISTED)
 async def list_members(
-    request: Request, project_id: PathId, page: Annotated[Page, Query()], caller: CurrentCaller
+    request: Request, project_id: PathId, page: PageQuery, caller: CurrentCaller
 ) -> Response:
     """The members of a project, by user id."""
     await select_project(project_id, caller)
-    members = Listing(
-        table="members",
-        alias="member",
-        where=f"member.project_id = :project_id AND {sees(caller, 'member.project_id')}",
+    source = f"""
+        FROM members AS member JOIN users ON users.id = member.user_id
+        WHERE member.project_id = :project_id AND {sees(caller, "member.project_id")}
+    """
+    return await list_rows(
+        request,
+        page,
         body=MEMBER_JSON,
+        source=source,
         order=Order("user_id", "member.user_id", "member.user_id"),
-        joins="JOIN users ON users.id = member.user_id",
+        project_id=project_id,
+        caller_id=caller.id,
     )
-    return await list_rows(request, page, members, project_id=project_id, caller_id=caller.id)
 
 
-@admin.put(
-    "/projects/{project_id}/members/{user_id}",
-    response_model=Member,
-    tags=["members"],
-    **answers(200, {}, Reason.NOT_FOUND),
-)
+@admin.put("/projects/{project_id}/members/{user_id}", response_model=Member, tags=["members"])
 async def add_member(project_id: PathId, user_id: PathId) -> Response:
     """Add a user to a project, who then sees it and adds tasks. For admins."""
     sql = f"""
@@ -1838,7 +1736,7 @@ async def add_member(project_id: PathId, user_id: PathId) -> Response:
             RETURNING *
         )
         SELECT {MEMBER_JSON} FROM member JOIN users ON users.id = member.user_id
-    """  # noqa: S608
+    """
     return row_response(require_row(await fetch_row(sql, project_id=project_id, user_id=user_id)))
 
 
@@ -1846,28 +1744,28 @@ async def add_member(project_id: PathId, user_id: PathId) -> Response:
     "/projects/{project_id}/members/{user_id}",
     response_model=None,
     tags=["members"],
-    **answers(204, {}, Reason.NOT_FOUND, Reason.INBOX_STAYS, Reason.CHANGED_MEANWHILE),
+    **answers(204, {}, Reason.INBOX_STAYS, Reason.CHANGED_MEANWHILE),
 )
 async def remove_member(project_id: PathId, user_id: PathId) -> Response:
     """Remove a member; the member's tasks in the project become unassigned. For admins."""
-    is_owner = "EXISTS (SELECT FROM users WHERE id = :user_id AND inbox_id = :project_id)"
+    owns = "EXISTS (SELECT FROM users WHERE id = :user_id AND inbox_id = :project_id)"
     sql = f"""
         WITH unassigned AS (
             UPDATE tasks SET assigned_to = NULL, version = version + 1, updated_at = now()
-            WHERE project_id = :project_id AND assigned_to = :user_id AND NOT {is_owner}
+            WHERE project_id = :project_id AND assigned_to = :user_id AND NOT {owns}
         )
         DELETE FROM members
-        WHERE project_id = :project_id AND user_id = :user_id AND NOT {is_owner}
+        WHERE project_id = :project_id AND user_id = :user_id AND NOT {owns}
         RETURNING user_id
-    """  # noqa: S608
+    """
     try:
         row = await fetch_row(sql, project_id=project_id, user_id=user_id)
     except asyncpg.ForeignKeyViolationError:  # a task was assigned since the statement began
         raise Refusal(Reason.CHANGED_MEANWHILE) from None
     if row is None:
-        sql = f"SELECT {is_owner} AS is_owner"
-        owner = await fetch_row(sql, project_id=project_id, user_id=user_id)
-        raise Refusal(Reason.INBOX_STAYS if owner and owner["is_owner"] else Reason.NOT_FOUND)
+        sql = f"SELECT 1 WHERE {owns}"
+        is_owner = await fetch_row(sql, project_id=project_id, user_id=user_id)
+        raise Refusal(Reason.INBOX_STAYS if is_owner else Reason.NOT_FOUND)
     return Response(status_code=204)
 
 
@@ -1896,15 +1794,13 @@ Priority = Annotated[
     int,
     Field(ge=-(2**31), le=2**31 - 1, json_schema_extra=INT32, description="Higher is more urgent."),
 ]
-RepositoryName = Annotated[
-    str, Field(pattern=REPOSITORY, description="A public repository: owner/name, as on GitHub.")
-]
+RepositoryName = Annotated[str, Field(pattern=REPOSITORY, description=PATTERNS[REPOSITORY])]
 
 
 class TaskUpdate(Update):
-    """What people write of a task: these are also the columns of CSV files, in this order."""
+    """What people write of a task: also the columns of CSV files, in this order."""
 
-    model_config = example(status="in_progress", priority=7)
+    model_config = example('{"status": "in_progress", "priority": 7}')
     title: Name | MISSING = MISSING
     description: Text | MISSING | None = MISSING
     status: Status | MISSING = MISSING
@@ -1919,10 +1815,10 @@ class TaskUpdate(Update):
     @model_validator(mode="after")
     def merge_completed(self) -> Self:
         """Leave `completed` only where it is false, and `status` is not sent."""
-        if self.completed is True and self.status is MISSING:
+        if self.status is MISSING and self.completed is True:
             self.status = TaskStatus.COMPLETED
-        if MISSING not in (self.completed, self.status):
-            if self.completed != (self.status is TaskStatus.COMPLETED):
+        if self.status is not MISSING:
+            if self.completed not in (MISSING, self.status is TaskStatus.COMPLETED):
                 raise PydanticCustomError("value_error", "status and completed contradict")
             self.completed = MISSING
         return self
@@ -1930,13 +1826,13 @@ class TaskUpdate(Update):
 
 class TaskCreate(TaskUpdate):
     model_config = example(
-        title="Write the announcement", description="One page.", priority=5, due_date="2027-01-15"
+        '{"title": "Write the announcement", "priority": 5, "due_date": "2027-01-15"}'
     )
     title: Name
 
 
 class TaskCreateAnywhere(TaskCreate):
-    model_config = example(title="Choose a host", priority=8, project_id=1)
+    model_config = example('{"title": "Choose a host", "priority": 8, "project_id": 1}')
     project_id: Id | MISSING | None = Field(
         MISSING, description="The Inbox of the caller, if left out."
     )
@@ -1944,22 +1840,12 @@ class TaskCreateAnywhere(TaskCreate):
 
 class Task(BaseModel):
     model_config = example(
-        id=1,
-        project_id=1,
-        title="Write the announcement",
-        description="One page.",
-        priority=5,
-        status="pending",
-        completed=False,
-        due_date="2027-01-15",
-        assigned_to=2,
-        created_by=1,
-        repository="fastapi/fastapi",
-        repository_stars=90000,
-        repository_description="FastAPI framework",
-        created_at="2027-01-10T09:30:00.000000Z",
-        updated_at="2027-01-10T09:30:00.000000Z",
-        version=1,
+        """{"id": 1, "project_id": 1, "title": "Write the announcement", "description": "A page.",
+        "priority": 5, "status": "pending", "completed": false, "due_date": "2027-01-15",
+        "assigned_to": 2, "created_by": 1, "repository": "fastapi/fastapi",
+        "repository_stars": 90000, "repository_description": "FastAPI framework",
+        "created_at": "2027-01-10T09:30:00.000000Z", "updated_at": "2027-01-10T09:30:00.000000Z",
+        "version": 1}"""
     )
     id: Id
     project_id: Id
@@ -1987,7 +1873,7 @@ TASK_JSON = json_object(
     repository_stars="repository.stars",
     repository_description="repository.description",
 )
-TASK_JOINS = "LEFT JOIN repositories AS repository ON repository.id = task.repository_id"
+REPOSITORIES = "LEFT JOIN repositories AS repository ON repository.id = task.repository_id"
 
 
 class TaskSort(StrEnum):
@@ -2003,7 +1889,7 @@ class TaskSort(StrEnum):
     ID_DESCENDING = "-id"
 
 
-# Ascending by bigints: days, microseconds; tasks without a date come last, both ways.
+# Bigints, in ascending order: days, microseconds. Tasks without a date come last, both ways.
 RANKS = {
     "-priority": "-task.priority::bigint",
     "priority": "task.priority::bigint",
@@ -2016,10 +1902,7 @@ RANKS = {
     "id": "task.id",
     "-id": "task.id",
 }
-ORDERS = {
-    name: Order(name, rank, "task.id", name == "-id", name in ("-priority", "id", "-id"))
-    for name, rank in RANKS.items()
-}
+INDEXED = {"-priority", "id", "-id"}
 FILTERS = {
     "status": "task.status = ANY(:status::text[])",
     "completed": "(task.status = 'completed') = :completed::boolean",
@@ -2030,7 +1913,7 @@ FILTERS = {
     "due_before": "task.due_date < :due_before",
     "due_after": "task.due_date > :due_after",
     "updated_after": "task.updated_at > :updated_after",
-    "q": """strpos(lower(concat_ws(chr(10), task.title, task.description)), lower(:q)) > 0""",
+    "q": "strpos(lower(concat_ws(chr(10), task.title, task.description)), lower(:q)) > 0",
 }
 
 
@@ -2044,64 +1927,29 @@ class TaskPage(Page):
     completed: bool | MISSING = Field(MISSING, description="Whether `status` is `completed`.")
     assigned_to: Id | MISSING = Field(MISSING, description="The id of a user.")
     unassigned: bool | MISSING = Field(MISSING, description="Whether nobody is assigned.")
-    repository: Annotated[str, Field(max_length=200), BeforeValidator(clean_text)] | MISSING = (
-        Field(MISSING, description="owner/name, in any case.")
-    )
+    repository: ShortText | MISSING = Field(MISSING, description="owner/name, in any case.")
     due_before: DueDate | MISSING = Field(MISSING, description="Due before this day.")
     due_after: DueDate | MISSING = Field(MISSING, description="Due after this day.")
     updated_after: AwareDatetime | MISSING = Field(
         MISSING, description="Created or changed after this instant, as 2027-01-31T09:30:00Z."
     )
-    q: (
-        Annotated[str, Field(min_length=1, max_length=200), BeforeValidator(clean_text)] | MISSING
-    ) = Field(MISSING, description="Text in title or description, in any case.")
+    q: Name | MISSING = Field(MISSING, description="Text in title or description, in any case.")
 
 
 class AllTasksPage(TaskPage):
     project_id: Id | MISSING = Field(MISSING, description="The tasks of one project.")
 
 
-# A filter without SQL would be taken and ignored.
+# A filter or a sort without SQL would be taken and ignored.
 assert RANKS.keys() == set(TaskSort)
 assert FILTERS.keys() == TaskPage.model_fields.keys() - Page.model_fields.keys() - {"sort"}
-
-
-async def list_tasks_where(
-    where: str,
-    *,
-    request: Request,
-    page: TaskPage,
-    caller: Caller,
-    per_project: bool = False,
-    **values: Any,
-) -> Response:
-    filters = page.model_dump(include={*FILTERS})
-    order = ORDERS[page.sort]
-    tasks = Listing(
-        table="tasks",
-        alias="task",
-        where=" AND ".join([where, *[FILTERS[name] for name in filters]]),
-        body=TASK_JSON,
-        order=order,
-        joins=TASK_JOINS,
-        per_project=per_project,
-    )
-    values |= filters | {"caller_id": caller.id}
-    is_scan = page.count or "q" in filters or not order.is_indexed
-    async with turn_of(caller, worker.scan_slots) if is_scan else nullcontext():
-        return await list_rows(request, page, tasks, **values)
-
-
-GITHUB = (Reason.GITHUB_FAILED, Reason.GITHUB_LIMITED, Reason.GITHUB_TIMEOUT)
-TASK_REFUSALS = (Reason.FORBIDDEN, Reason.NOT_FOUND, *RETRYABLE, *GITHUB)
-LIST_REFUSALS = (Reason.STATEMENT_TOO_LONG, Reason.TOO_BUSY)
 
 
 @api.post(
     "/projects/{project_id}/tasks/",
     response_model=Task,
     tags=["tasks"],
-    **answers(201, CREATED, *TASK_REFUSALS),
+    **CREATED,
 )
 async def create_project_task(
     request: Request,
@@ -2110,30 +1958,26 @@ async def create_project_task(
     caller: CurrentCaller,
     key: IdempotencyKey = None,
 ) -> Response:
-    """Add a task to a project. For its members, who may assign it to themselves only, and admins."""
+    """Add a task to a project. For admins, and members, who may assign it to themselves only."""
     claim = claim_key(key, caller, f"/projects/{project_id}/tasks", new)
-    return await create_task_in(project_id, request, new, caller, claim)
+    return await insert_task(request, project_id, new, caller, claim)
 
 
-@api.post("/tasks/", response_model=Task, tags=["tasks"], **answers(201, CREATED, *TASK_REFUSALS))
+@api.post("/tasks/", response_model=Task, tags=["tasks"], **CREATED)
 async def create_task(
-    request: Request,
-    new: TaskCreateAnywhere,
-    caller: CurrentCaller,
-    key: IdempotencyKey = None,
+    request: Request, new: TaskCreateAnywhere, caller: CurrentCaller, key: IdempotencyKey = None
 ) -> Response:
     """Add a task to the project `project_id`, or to the caller's Inbox."""
     project_id = caller.inbox_id if new.project_id in (MISSING, None) else new.project_id
-    return await create_task_in(
-        project_id, request, new, caller, claim_key(key, caller, "/tasks", new)
-    )
+    claim = claim_key(key, caller, "/tasks", new)
+    return await insert_task(request, project_id, new, caller, claim)
 
 
-async def create_task_in(
-    project_id: int, request: Request, new: TaskCreate, caller: Caller, claim: Claim | None
+async def insert_task(
+    request: Request, project_id: int, new: TaskCreate, caller: Caller, claim: Claim
 ) -> Response:
     if first := await find_answer(claim):
-        return created_response(request, first, "/tasks/")
+        return created_response(request, first, "tasks")
     fields = new.model_dump(exclude={"project_id", "completed", "repository"})
     if not caller.is_admin and fields.get("assigned_to", caller.id) not in (caller.id, None):
         raise Refusal(Reason.FORBIDDEN)
@@ -2149,48 +1993,65 @@ async def create_task_in(
             WHERE project.id = :project_id AND {sees(caller, "project.id")}
             RETURNING *
         )
-        SELECT task.id, task.version, {TASK_JSON} FROM task {TASK_JOINS}
-    """  # noqa: S608
+        SELECT task.id, task.version, {TASK_JSON} FROM task {REPOSITORIES}
+    """
     row = await insert_once(claim, sql, project_id=project_id, caller_id=caller.id, **fields)
-    return created_response(request, row, "/tasks/")
+    return created_response(request, row, "tasks")
 
 
-@api.get(
-    "/projects/{project_id}/tasks/",
-    response_model=list[Task],
-    tags=["tasks"],
-    **answers(200, PAGING, Reason.NOT_FOUND, *LIST_REFUSALS),
-)
+@api.get("/projects/{project_id}/tasks/", response_model=list[Task], tags=["tasks"], **LISTED)
 async def list_project_tasks(
     request: Request, project_id: PathId, page: Annotated[TaskPage, Query()], caller: CurrentCaller
 ) -> Response:
     """The tasks of a project, highest priority first unless sorted otherwise."""
-    response = await list_tasks_where(
-        f"task.project_id = :project_id AND {sees(caller, 'task.project_id')}",
-        request=request,
-        page=page,
-        caller=caller,
-        project_id=project_id,
-    )
+    response = await select_tasks(request, page, caller, project_id)
     if response.body == b"[]":  # no tasks, or no project
         await select_project(project_id, caller)
     return response
 
 
-@api.get(
-    "/tasks/", response_model=list[Task], tags=["tasks"], **answers(200, PAGING, *LIST_REFUSALS)
-)
+@api.get("/tasks/", response_model=list[Task], tags=["tasks"], **LISTED)
 async def list_tasks(
     request: Request, page: Annotated[AllTasksPage, Query()], caller: CurrentCaller
 ) -> Response:
-    """The tasks of all projects that the caller sees, highest priority first unless sorted otherwise."""
-    options: Any = {"request": request, "page": page, "caller": caller}
-    if page.project_id is not MISSING:
-        where = f"task.project_id = :project_id AND {sees(caller, 'task.project_id')}"
-        return await list_tasks_where(where, **options, project_id=page.project_id)
-    if caller.is_admin:
-        return await list_tasks_where("true", **options)
-    return await list_tasks_where("task.project_id = own.project_id", **options, per_project=True)
+    """The tasks of all projects that the caller sees, highest priority first unless sorted
+    otherwise."""
+    project_id = None if page.project_id is MISSING else page.project_id
+    return await select_tasks(request, page, caller, project_id)
+
+
+async def select_tasks(
+    request: Request, page: TaskPage, caller: Caller, project_id: int | None
+) -> Response:
+    order = Order(page.sort, RANKS[page.sort], "task.id", page.sort == TaskSort.ID_DESCENDING)
+    values = page.model_dump(include={*FILTERS})
+    conditions = " AND ".join([sees(caller, "task.project_id"), *[FILTERS[f] for f in values]])
+    if project_id is not None:
+        conditions += " AND task.project_id = :project_id"
+        values["project_id"] = project_id
+    counted = f"FROM tasks AS task WHERE {conditions}"
+    source = f"FROM tasks AS task {REPOSITORIES} WHERE {conditions}"
+    if project_id is None and not caller.is_admin:
+        # A page of each project, so that a member of few projects does not pay for all tasks.
+        source = f"""
+            FROM ({OWN_PROJECTS}) AS own CROSS JOIN LATERAL (
+                SELECT task.* FROM tasks AS task
+                WHERE task.project_id = own.project_id AND {conditions} AND {order.after}
+                ORDER BY {order.by} LIMIT :limit + 1 + :offset
+            ) AS task {REPOSITORIES} WHERE true
+        """
+    is_scan = page.count or "q" in values or page.sort not in INDEXED
+    async with take_own_turn(caller, worker.scans) if is_scan else nullcontext():
+        return await list_rows(
+            request,
+            page,
+            body=TASK_JSON,
+            source=source,
+            order=order,
+            counted=counted,
+            caller_id=caller.id,
+            **values,
+        )
 
 
 @api.get("/tasks/{task_id}", response_model=Task, tags=["tasks"], **READ)
@@ -2199,11 +2060,11 @@ async def read_task(
 ) -> Response:
     """A task."""
     sql = f"""
-        SELECT task.id, task.version, {TASK_JSON} FROM tasks AS task {TASK_JOINS}
+        SELECT task.id, task.version, {TASK_JSON} FROM tasks AS task {REPOSITORIES}
         WHERE task.id = :task_id AND {sees(caller, "task.project_id")}
-    """  # noqa: S608
+    """
     row = await fetch_row(sql, task_id=task_id, caller_id=caller.id)
-    return read_response(require_row(row), if_none_match)
+    return row_response(require_row(row), if_none_match)
 
 
 @api.put(
@@ -2212,13 +2073,13 @@ async def read_task(
     summary="Update Task, as PATCH does",
     response_model=Task,
     tags=["tasks"],
-    **answers(200, ETAG, Reason.FORBIDDEN, *CONDITIONAL, *GITHUB),
+    **answers(200, ETAG, Reason.FORBIDDEN),
 )
 @api.patch(
     "/tasks/{task_id}",
     response_model=Task,
     tags=["tasks"],
-    **answers(200, ETAG, Reason.FORBIDDEN, *CONDITIONAL, *GITHUB),
+    **answers(200, ETAG, Reason.FORBIDDEN),
 )
 async def update_task(
     request: Request,
@@ -2232,18 +2093,18 @@ async def update_task(
     `PUT` and `PATCH` do the same. For its creator and its assignee, and for admins, who alone may
     change `assigned_to`.
     """
-    changes = update.model_dump(exclude={"repository"})
-    versions = read_versions(if_match)
+    changes, versions = update.model_dump(exclude={"repository"}), read_versions(if_match)
     if not caller.is_admin and "assigned_to" in changes:
         raise Refusal(Reason.FORBIDDEN)
-    if update.repository is None:
+    if update.repository is not MISSING:
         changes["repository_id"] = None
-    elif update.repository is not MISSING:
-        await explain_task(task_id, caller, versions)  # do not ask GitHub without permission
-        changes["repository_id"] = await find_repository(update.repository, caller)
-        await confirm_caller(request, caller)
+        if update.repository is not None:
+            await explain_task(task_id, caller, versions)  # do not ask GitHub without permission
+            changes["repository_id"] = await find_repository(update.repository, caller)
+            await confirm_caller(request, caller)
     assignments = [f"{name} = :{name}" for name in changes if name != "completed"]
-    if changes.pop("completed", None) is False:
+    if "completed" in changes:  # false, and only where `status` is not sent
+        del changes["completed"]
         assignments.append("status = CASE WHEN status = 'completed' THEN 'pending' ELSE status END")
     sql = f"""
         WITH task AS (
@@ -2253,8 +2114,8 @@ async def update_task(
               AND {may_change(caller)} AND {IS_CURRENT}
             RETURNING *
         )
-        SELECT task.id, task.version, {TASK_JSON} FROM task {TASK_JOINS}
-    """  # noqa: S608
+        SELECT task.id, task.version, {TASK_JSON} FROM task {REPOSITORIES}
+    """
     row = await fetch_row(sql, task_id=task_id, caller_id=caller.id, versions=versions, **changes)
     if row is None:
         await explain_task(task_id, caller, versions)
@@ -2266,7 +2127,7 @@ async def update_task(
     "/tasks/{task_id}",
     response_model=None,
     tags=["tasks"],
-    **answers(204, {}, Reason.FORBIDDEN, *CONDITIONAL),
+    **answers(204, {}, Reason.FORBIDDEN),
 )
 async def delete_task(task_id: PathId, caller: CurrentCaller, if_match: IfMatch = None) -> Response:
     """Delete a task. For its creator and its assignee, and for admins."""
@@ -2276,7 +2137,7 @@ async def delete_task(task_id: PathId, caller: CurrentCaller, if_match: IfMatch 
         WHERE task.id = :task_id AND {sees(caller, "task.project_id")}
           AND {may_change(caller)} AND {IS_CURRENT}
         RETURNING task.id
-    """  # noqa: S608
+    """
     row = await fetch_row(sql, task_id=task_id, caller_id=caller.id, versions=versions)
     if row is None:
         await explain_task(task_id, caller, versions)
@@ -2285,13 +2146,12 @@ async def delete_task(task_id: PathId, caller: CurrentCaller, if_match: IfMatch 
 
 
 async def explain_task(task_id: int, caller: Caller, versions: list[str] | None) -> None:
-    """Why the caller may not change a task, or not this version: a Refusal."""
+    """Raise why the caller may not change a task, or not this version."""
     sql = f"""
         SELECT {may_change(caller)} AS may_change, task.version, {IS_CURRENT} AS is_current
         FROM tasks AS task WHERE task.id = :task_id AND {sees(caller, "task.project_id")}
-    """  # noqa: S608
-    row = await fetch_row(sql, task_id=task_id, caller_id=caller.id, versions=versions)
-    require_change(row)
+    """
+    require_change(await fetch_row(sql, task_id=task_id, caller_id=caller.id, versions=versions))
 
 
 class GitHubRepository(BaseModel):
@@ -2302,22 +2162,19 @@ class GitHubRepository(BaseModel):
 
 
 async def find_repository(name: str, caller: Caller) -> int:
-    """The id of a repository. A look-up serves for an hour; longer while GitHub fails.
-
-    A miss is remembered for a minute.
-    """
+    """The id of a repository. A look-up serves for an hour, and longer while GitHub fails."""
     known = await select_repository(name)
     if known is None or not known["is_fresh"]:
-        async with turn_of(caller, worker.lookup_slots):
+        async with take_own_turn(caller, worker.lookups):
             known = await select_repository(name)  # another request may have looked it up
             if known is None or not known["is_fresh"]:
-                return await look_up_repository(name, known)
+                known = await refresh_repository(name, known)
     return int(known["id"])
 
 
 async def select_repository(name: str) -> Row | None:
-    if time.monotonic() - worker.missing_repositories.get(name.lower(), -60) < 60:
-        raise unknown_repository()
+    if worker.missing_repositories.get(name.lower(), -60) > time.monotonic() - 60:
+        raise invalid("body", "repository", msg=NO_REPOSITORY)
     sql = """
         SELECT id, fetched_at > now() - interval '1 hour' AS is_fresh
         FROM repositories WHERE lower(full_name) = lower(:name) AND fetched_at IS NOT NULL
@@ -2325,22 +2182,21 @@ async def select_repository(name: str) -> Row | None:
     return await fetch_row(sql, name=name)
 
 
-def unknown_repository() -> Refusal:
-    return invalid("body", "repository", msg="GitHub has no such public repository")
+NO_REPOSITORY = "GitHub has no such public repository"
 
 
-async def look_up_repository(name: str, known: Row | None) -> int:
+async def refresh_repository(name: str, known: Row | None) -> Row:
     try:
         found = await fetch_repository(name)
-    except Refusal as refusal:
-        if refusal.reason is Reason.INVALID_INPUT:
-            now = time.monotonic()
-            misses = worker.missing_repositories
-            worker.missing_repositories = {n: at for n, at in misses.items() if at > now - 60}
-            worker.missing_repositories[name.lower()] = now
-        elif known:
-            return int(known["id"])
+    except Refusal:
+        if known:
+            return known
         raise
+    if found is None:
+        now = time.monotonic()
+        misses = {name: at for name, at in worker.missing_repositories.items() if at > now - 60}
+        worker.missing_repositories = misses | {name.lower(): now}
+        raise invalid("body", "repository", msg=NO_REPOSITORY)
     sql = """
         INSERT INTO repositories (full_name, stars, description, fetched_at)
         VALUES (:full_name, :stargazers_count, left(:description, 10000), now())
@@ -2349,16 +2205,12 @@ async def look_up_repository(name: str, known: Row | None) -> int:
           = (excluded.full_name, excluded.stars, excluded.description, excluded.fetched_at)
         RETURNING id
     """
-    row = require_row(await fetch_row(sql, **found.model_dump(exclude={"private"})))
-    return int(row["id"])
+    return require_row(await fetch_row(sql, **found.model_dump(exclude={"private"})))
 
 
-async def fetch_repository(name: str) -> GitHubRepository:
-    """GET /repos/{owner}/{name}. Raises a Refusal.
-
-    INVALID_INPUT unknown or private, GITHUB_FAILED invalid answer, GITHUB_LIMITED rate limit,
-    GITHUB_TIMEOUT no answer.
-    """
+async def fetch_repository(name: str) -> GitHubRepository | None:
+    """GET /repos/{owner}/{name}; None of one that is missing or private. Raises a Refusal: no valid
+    answer, rate limit, no answer in time."""
     url = f"{settings.github_api_base.rstrip('/')}/repos/{name}"
     body = b""
     try:
@@ -2367,67 +2219,52 @@ async def fetch_repository(name: str) -> GitHubRepository:
                 body += chunk
                 if len(body) > GITHUB_MAX_BYTES:
                     raise Refusal(Reason.GITHUB_FAILED)
+        if answer.status_code in (404, 410, 451):
+            return None
+        remaining = answer.headers.get("X-RateLimit-Remaining")
+        is_limited = remaining == "0" or "Retry-After" in answer.headers
+        if answer.status_code in (403, 429) and is_limited:
+            raise Refusal(Reason.GITHUB_LIMITED)
+        found = GitHubRepository.model_validate_json(body if answer.status_code == 200 else b"")
     except (TimeoutError, httpx.TimeoutException):
         raise Refusal(Reason.GITHUB_TIMEOUT) from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        log.warning("GitHub: %s", type(error).__name__)
+    except (httpx.HTTPError, httpx.InvalidURL, ValidationError) as error:
+        log.warning("GitHub gave no valid answer (%s)", type(error).__name__)
         raise Refusal(Reason.GITHUB_FAILED) from None
-    if answer.status_code in (404, 410, 451):
-        raise unknown_repository()
-    is_limited = (
-        "Retry-After" in answer.headers or answer.headers.get("X-RateLimit-Remaining") == "0"
-    )
-    if answer.status_code in (403, 429) and is_limited:
-        raise Refusal(Reason.GITHUB_LIMITED)
-    try:
-        found = GitHubRepository.model_validate_json(body if answer.status_code == 200 else b"")
-    except ValidationError:
-        log.warning("GitHub: status %s, or an invalid body", answer.status_code)
-        raise Refusal(Reason.GITHUB_FAILED) from None
-    if found.private:  # GITHUB_TOKEN may see it, the readers of the task may not
-        raise unknown_repository()
     if not answer.history and found.full_name.lower() != name.lower():
         found.full_name = name  # only a redirect, of a renamed repository, leads to another name
-    return found
+    return None if found.private else found  # GITHUB_TOKEN may see it, the task's readers may not
 
 
 # ---------------------------------------------------------------------------------------- CSV files
 
 MAX_ROWS = 500_000
 MAX_ROW_CHARACTERS = 256 * 1024
-# Of a batch, which is read without a pause and later imported in one transaction.
-BATCH_ROWS, BATCH_CHARACTERS = 1000, 128 * 1024
+# Of a batch, which is read without a pause, and later imported in one transaction. A row counts as
+# 128 more, so that a batch has a thousand rows at most.
+BATCH_CHARACTERS = 128 * 1024
 COLUMNS = ["project_id", *[name for name in TaskUpdate.model_fields if name != "completed"]]
 # Text that a spreadsheet would run, and the empty text, is written with an apostrophe before it. So
 # is what looks like that already: reading takes one apostrophe off.
 ESCAPED = re.compile(r"'*([=+\-@\t\r]|$)")
-FORM_LIMITS: Any = {"max_files": 1, "max_fields": 10, "max_part_size": 1024}
-UPLOAD_FORM = {
-    "type": "object",
-    "required": ["file"],
-    "properties": {"file": {"type": "string", "format": "binary"}},
-}
-UPLOAD_BODY = {"required": True, "content": {"multipart/form-data": {"schema": UPLOAD_FORM}}}
-CSV_HEADERS = {"Content-Disposition": header("A file name.", 'attachment; filename="tasks.csv"')}
-CSV_FILE: dict[str, Any] = {
-    "response_class": StreamingResponse,
-    "responses": {
-        200: {"headers": CSV_HEADERS, "content": {"text/csv": {"schema": {"type": "string"}}}},
-        **refusals(Reason.NOT_FOUND),
-    },
-}
-Bom = Annotated[
-    bool, Query(description="Begin with a byte order mark, by which Excel recognizes UTF-8.")
-]
-
-
-# The standard library's words, and ours.
+# Parts of the standard library's words, and ours.
 CSV_ERRORS = {
     "field larger": "a cell has more than 128 KiB",
     "too long": "the row has more than 256 KiB, or a quotation mark is not closed",
     "unexpected end": "a quotation mark is not closed",
     "expected after": "text follows a closing quotation mark; within a cell, write it twice",
+    "surrogates": "not in UTF-8; save the file as CSV UTF-8",
+    "": "not valid CSV",
 }
+FORM_LIMITS: dict[str, Any] = {"max_files": 1, "max_fields": 10, "max_part_size": 1024}
+UPLOAD_FORM = """{"required": true, "content": {"multipart/form-data": {"schema": {
+    "type": "object", "required": ["file"],
+    "properties": {"file": {"type": "string", "format": "binary"}}}}}}"""
+CSV_HEADERS = {"Content-Disposition": header("A file name.", 'attachment; filename="tasks.csv"')}
+CSV_FILE = answers(200, CSV_HEADERS)
+CSV_FILE["responses"][200]["content"] = {"text/csv": {"schema": {"type": "string"}}}
+CSV_FILE["response_class"] = StreamingResponse
+Bom = Annotated[bool, Query(description="Begin with a byte order mark, for Excel.")]
 
 
 class UploadState(StrEnum):
@@ -2439,16 +2276,10 @@ class UploadState(StrEnum):
 
 class Upload(BaseModel):
     model_config = example(
-        id=1,
-        filename="tasks.csv",
-        state="done",
-        rows_total=2,
-        rows_done=2,
-        rows_inserted=1,
-        rows_rejected=1,
-        error=None,
-        created_at="2027-01-15T09:30:00.000000Z",
-        finished_at="2027-01-15T09:30:01.000000Z",
+        """{"id": 1, "filename": "tasks.csv", "state": "done", "rows_total": 2, "rows_done": 2,
+        "rows_inserted": 1, "rows_rejected": 1, "error": null,
+        "created_at": "2027-01-15T09:30:00.000000Z",
+        "finished_at": "2027-01-15T09:30:01.000000Z"}"""
     )
     id: Id
     filename: str
@@ -2476,7 +2307,7 @@ UPLOAD_JSON = json_object(
     response_model=Upload,
     tags=["CSV"],
     max_body_size=64 * 1024 * 1024 + 64 * 1024,
-    openapi_extra={"requestBody": UPLOAD_BODY},
+    openapi_extra={"requestBody": json.loads(UPLOAD_FORM)},
     **answers(202, LOCATION, Reason.BODY_TOO_LARGE, Reason.TOO_BUSY, Reason.STORAGE_FULL),
 )
 async def upload_csv(request: Request, caller: CurrentCaller) -> Response:
@@ -2494,24 +2325,22 @@ async def upload_csv(request: Request, caller: CurrentCaller) -> Response:
             if not isinstance(file, UploadFile):
                 raise HTTPException(400)
             with tempfile.TemporaryFile("w+") as batches:
-                async with take_turn(worker.file_slots):
+                async with take_turn(worker.files):
                     columns, rows_total = await parse_file(file.file, batches)
                 await confirm_caller(request, caller)
-                upload = await store_upload(
-                    file.filename or "", columns, rows_total, batches, caller
-                )
+                batches.seek(0)
+                values = {"columns": columns, "rows_total": rows_total, "caller_id": caller.id}
+                upload = await store_upload(file.filename or "", batches, values)
     except HTTPException as error:
         if error.status_code != 400:
             raise
-        sentence = (
-            "Send the file as multipart/form-data, in the field file: curl -F file=@tasks.csv"
-        )
-        raise invalid("body", "file", msg=sentence) from None
+        curl = "curl -F file=@tasks.csv"
+        raise invalid("body", "file", msg=f"Send multipart/form-data with a file: {curl}") from None
     except OSError as error:
         log.error("A CSV file cannot be kept: %s", error)
         raise Refusal(Reason.STORAGE_FULL) from None
     worker.uploaded.set()
-    return created_response(request, upload, "/uploads/", status=202)
+    return created_response(request, upload, "uploads", status=202)
 
 
 async def parse_file(file: IO[bytes], batches: IO[str]) -> tuple[list[str], int]:
@@ -2520,16 +2349,16 @@ async def parse_file(file: IO[bytes], batches: IO[str]) -> tuple[list[str], int]
     columns = read_header(*next(rows, (1, [])))
     batch: list[tuple[int, list[str]]] = []
     total = size = 0
-    for number, (line, cells) in enumerate(rows):
-        if total == MAX_ROWS:
-            raise unreadable(line, f"the file has more than {MAX_ROWS:,} rows; split it")
-        size += len(cells) + sum(map(len, cells))
-        while len(cells) > len(columns) and not cells[-1].strip():  # as Excel pads
-            cells.pop()
+    for line, cells in rows:
+        size += 128 + len(cells) + sum(map(len, cells))
         if any(map(str.strip, cells)):
             total += 1
+            if total > MAX_ROWS:
+                raise unreadable(line, f"the file has more than {MAX_ROWS:,} rows; split it")
+            while len(cells) > len(columns) and not cells[-1].strip():  # as Excel pads
+                cells.pop()
             batch.append((line, cells[: len(columns) + 1]))
-        if number % BATCH_ROWS == 0 or size > BATCH_CHARACTERS:
+        if size > BATCH_CHARACTERS:
             batches.write(f"{json.dumps(batch)}\n" if batch else "")
             batch, size = [], 0
             await asyncio.sleep(0)  # requests first
@@ -2538,10 +2367,9 @@ async def parse_file(file: IO[bytes], batches: IO[str]) -> tuple[list[str], int]
 
 
 def read_rows(file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
-    """The rows with their lines. The first line shows the delimiter, or names it: `sep=;`."""
+    """The rows, each with its line. The first line shows the delimiter, or names it: `sep=;`."""
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-    line = 1
-    row_length = 0
+    line, row_length = 1, 0
 
     def read_lines() -> Iterator[str]:
         nonlocal row_length
@@ -2549,7 +2377,7 @@ def read_rows(file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
             row_length += len(part)
             if row_length >= MAX_ROW_CHARACTERS:
                 raise csv.Error("too long")
-            part.encode()  # raises for what is not UTF-8
+            part.encode()  # raises for bytes that are not UTF-8
             yield part
 
     try:
@@ -2563,49 +2391,41 @@ def read_rows(file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
         for cells in reader:
             yield line, cells
             line, row_length = skipped + reader.line_num + 1, 0
-    except UnicodeEncodeError:
-        raise unreadable(line, "not in UTF-8; save the file as CSV UTF-8") from None
-    except (csv.Error, TypeError) as error:
-        words = (words for part, words in CSV_ERRORS.items() if part in str(error))
-        raise unreadable(line, next(words, "not valid CSV")) from None
+    except (csv.Error, UnicodeEncodeError, TypeError) as error:
+        words = next(words for part, words in CSV_ERRORS.items() if part in str(error))
+        raise unreadable(line, words) from None
 
 
-def unreadable(line: int, sentence: str) -> Refusal:
-    return invalid("body", "file", msg=f"Line {line}: {sentence}")
+def unreadable(line: int, words: str) -> Refusal:
+    return invalid("body", "file", msg=f"Line {line}: {words}")
 
 
 def read_header(line: int, cells: list[str]) -> list[str]:
     names = [cell.strip().lower() for cell in cells]
     while names and not names[-1]:
         names.pop()
-    optional = ", ".join(COLUMNS[2:])
-    expected = f"the first line names the columns: project_id and title, and optionally {optional}"
-    for name in names:
-        if name not in COLUMNS:
-            raise unreadable(line, f"{expected}; “{name[:50]}” is none of them")
-        if names.count(name) > 1:
-            raise unreadable(line, f"{expected}; {name} stands there twice")
-    for name in COLUMNS[:2]:
-        if name not in names:
-            raise unreadable(line, f"{expected}; {name} is missing")
+    wrong = [f"“{name[:50]}” is none of them" for name in names if name not in COLUMNS]
+    wrong += [f"{name} is missing" for name in COLUMNS[:2] if name not in names]
+    wrong += [f"{name} is there twice" for name in COLUMNS if names.count(name) > 1]
+    if wrong:
+        expected = f"project_id and title, and optionally {', '.join(COLUMNS[2:])}"
+        raise unreadable(line, f"the first line has to name columns, {expected}; {wrong[0]}")
     return names
 
 
-async def store_upload(
-    filename: str, columns: list[str], rows_total: int, batches: IO[str], caller: Caller
-) -> Row:
+async def store_upload(filename: str, batches: IO[str], values: dict[str, Any]) -> Row:
     filename = re.sub(r"[^\w .()-]", "_", re.split(r"[/\\]", filename)[-1])[-100:] or "upload.csv"
-    batches.seek(0)
+    sql = f"""
+        WITH upload AS (
+            INSERT INTO uploads (filename, columns, rows_total, created_by, state)
+            VALUES (:filename, :columns, :rows_total, :caller_id,
+                    CASE WHEN :rows_total = 0 THEN 'done' ELSE 'queued' END)
+            RETURNING *
+        )
+        SELECT upload.id, {UPLOAD_JSON} FROM upload
+    """
     async with transaction() as db:
-        sql = f"""
-            WITH upload AS (
-                INSERT INTO uploads (filename, columns, rows_total, created_by, state)
-                VALUES ($1, $2, $3, $4, CASE WHEN $3 = 0 THEN 'done' ELSE 'queued' END)
-                RETURNING *
-            )
-            SELECT upload.id, {UPLOAD_JSON} FROM upload
-        """  # noqa: S608
-        upload = require_row(await db.fetchrow(sql, filename, columns, rows_total, caller.id))
+        upload = require_row(await db.fetchrow(*bind(sql, values | {"filename": filename})))
         sql = "INSERT INTO upload_batches (upload_id, line, rows) VALUES ($1, $2, $3)"
         for rows in batches:
             await db.execute(sql, upload["id"], json.loads(rows)[0][0], rows)
@@ -2613,24 +2433,19 @@ async def store_upload(
 
 
 @admin.get("/uploads/", response_model=list[Upload], tags=["CSV"], **LISTED)
-async def list_uploads(request: Request, page: Annotated[Page, Query()]) -> Response:
+async def list_uploads(request: Request, page: PageQuery) -> Response:
     """All uploads, newest first. For admins."""
+    source = "FROM uploads AS upload WHERE true"
     newest_first = Order("id", "upload.id", "upload.id", is_descending=True)
-    uploads = Listing(
-        table="uploads", alias="upload", where="true", body=UPLOAD_JSON, order=newest_first
-    )
-    return await list_rows(request, page, uploads)
+    return await list_rows(request, page, body=UPLOAD_JSON, source=source, order=newest_first)
 
 
-@admin.get(
-    "/uploads/{upload_id}",
-    response_model=Upload,
-    tags=["CSV"],
-    **answers(200, {}, Reason.NOT_FOUND),
-)
+@admin.get("/uploads/{upload_id}", response_model=Upload, tags=["CSV"])
 async def read_upload(upload_id: PathId) -> Response:
     """The progress of an upload. For admins."""
-    sql = f"SELECT {UPLOAD_JSON} FROM uploads AS upload WHERE upload.id = :upload_id"  # noqa: S608
+    sql = f"""
+        SELECT {UPLOAD_JSON} FROM uploads AS upload WHERE upload.id = :upload_id
+    """
     return row_response(require_row(await fetch_row(sql, upload_id=upload_id)))
 
 
@@ -2647,68 +2462,66 @@ async def download_upload_errors(upload_id: PathId, bom: Bom = False) -> Respons
 
     For admins. They are kept for 30 days.
     """
-    sql = "SELECT filename, columns FROM uploads WHERE id = :id"
-    upload = require_row(await fetch_row(sql, id=upload_id))
-    columns = upload["columns"]
+    sql = "SELECT filename, columns FROM uploads WHERE id = :upload_id"
+    filename, columns = require_row(await fetch_row(sql, upload_id=upload_id))
     sql = """
         SELECT line, cells, error FROM upload_errors WHERE upload_id = :upload_id AND line > :after
         ORDER BY line LIMIT 100
     """
 
-    def read_cells(row: Row) -> list[Any]:
-        cells = (json.loads(row["cells"]) + [""] * len(columns))[: len(columns)]
-        # An empty cell stays empty, a number a number.
+    def read_cells(line: int, text: str, error: str) -> list[Any]:
+        cells = (json.loads(text) + [""] * len(columns))[: len(columns)]
+        # A number stays one, and an empty cell is no text.
         came = [int(cell) if re.fullmatch("-[0-9]+", cell) else cell or None for cell in cells]
-        return [*came, row["line"], row["error"]]
+        return [*came, line, error]
 
-    filename = re.sub(r"(\.csv)?$", "_errors.csv", upload["filename"], count=1, flags=re.IGNORECASE)
-    columns_out = [*columns, "line", "error"]
-    return csv_response(filename, columns_out, sql, read_cells, bom, upload_id=upload_id)
+    filename = re.sub(r"(\.csv)?$", "_errors.csv", filename, count=1, flags=re.IGNORECASE)
+    names = [*columns, "line", "error"]
+    return csv_response(filename, names, sql, read_cells, bom, upload_id=upload_id)
 
 
 @api.get("/projects/{project_id}/tasks/export", tags=["CSV"], **CSV_FILE)
 async def export_tasks(project_id: PathId, caller: CurrentCaller, bom: Bom = False) -> Response:
     """The tasks of a project as a CSV file, by id. It can be uploaded again."""
     await select_project(project_id, caller)
-    columns = ", ".join(
-        "repository.full_name" if name == "repository" else f"task.{name}" for name in COLUMNS
-    )
+    columns = ", ".join(f"task.{name}" for name in COLUMNS)
     sql = f"""
-        SELECT task.id, {columns} FROM tasks AS task {TASK_JOINS}
+        SELECT task.id, {columns.replace("task.repository", "repository.full_name")}
+        FROM tasks AS task {REPOSITORIES}
         WHERE task.project_id = :project_id AND {sees(caller, "task.project_id")}
           AND task.id > :after
         ORDER BY task.id LIMIT 100
-    """  # noqa: S608
+    """
     values = {"project_id": project_id, "caller_id": caller.id}
     filename = f"project_{project_id}_tasks.csv"
-    return csv_response(filename, COLUMNS, sql, lambda row: list(row)[1:], bom, **values)
+    return csv_response(filename, COLUMNS, sql, lambda _, *cells: cells, bom, **values)
 
 
 def csv_response(
     filename: str,
     columns: list[str],
     sql: str,
-    read_cells: Callable[[Row], list[Any]],
+    read_cells: Callable[..., Iterable[Any]],
     bom: bool,
     **values: Any,
 ) -> Response:
-    """Stream the rows of a statement as a CSV file, page by page after `:after`, its first column."""
+    """Stream the rows of a statement as a CSV file, page by page after `:after`, the first column
+    of each row."""
 
     async def write_pages() -> AsyncIterator[str]:
         buffer, after = io.StringIO(), 0
         writer = csv.writer(buffer)
-        buffer.write("\ufeff" if bom else "")
         writer.writerow(columns)
+        yield "\ufeff" if bom else ""
         while rows := await fetch_rows(sql, **values, after=after):
-            for row in rows:
-                writer.writerow([write_cell(cell) for cell in read_cells(row)])
+            writer.writerows([map(write_cell, read_cells(*row)) for row in rows])
             yield buffer.getvalue()
             buffer.seek(0)
             buffer.truncate()
             after = rows[-1][0]
         yield buffer.getvalue()
 
-    ascii_name = filename.encode("ascii", "replace").decode().replace("?", "_")
+    ascii_name = re.sub(r"[^ -~]", "_", filename)
     disposition = f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(filename)}"
     headers = {"Content-Disposition": disposition}
     return StreamingResponse(write_pages(), headers=headers, media_type="text/csv")
@@ -2734,10 +2547,18 @@ class TaskRow(TaskCreate):
     project_id: Id
 
 
-def read_row(columns: list[str], cells: list[str]) -> TaskRow:
-    cells_read = {name: read_cell(name, cell) for name, cell in zip(columns, cells, strict=False)}
-    fields = {name: text for name, text in cells_read.items() if text is not None}
-    return TaskRow.model_validate(fields, strict=False)
+def read_task_row(columns: list[str], cells: list[str]) -> dict[str, Any] | str:
+    """The columns of a task, or why it is none."""
+    if len(cells) > len(columns):
+        return "The row has more cells than the first line has columns"
+    texts = {name: read_cell(name, cell) for name, cell in zip(columns, cells, strict=False)}
+    fields = {name: text for name, text in texts.items() if text is not None}
+    try:
+        task = TaskRow.model_validate(fields, strict=False)
+    except ValidationError as error:
+        errors = describe_errors(error.errors())
+        return "; ".join(f"{', '.join(e['loc'])}: {e['msg']}" for e in errors)
+    return task.model_dump(mode="json")
 
 
 async def import_uploads() -> None:
@@ -2758,8 +2579,8 @@ async def import_batch() -> bool:
     """Import a batch of the file that has waited longest; False when none waits.
 
     The batch leaves the queue in the transaction that inserts its tasks, so that each row is
-    imported once, whatever dies. It has three attempts, and as many more as a member is removed or
-    a project deleted meanwhile.
+    imported once, whatever dies. It has three attempts, and one more whenever a member was removed
+    or a project deleted meanwhile.
     """
     upload = None
     try:
@@ -2769,61 +2590,45 @@ async def import_batch() -> bool:
                 ORDER BY attempted_at LIMIT 1 FOR UPDATE SKIP LOCKED
             """
             if upload := await db.fetchrow(sql):
-                await import_rows(db, upload)
-    except Outage:
-        raise
+                await import_rows(db, *upload)
+    except asyncpg.ForeignKeyViolationError:
+        pass
     except Exception as error:
-        if upload is None:
+        if upload is None or isinstance(error, Outage):
             raise
-        if not isinstance(error, asyncpg.ForeignKeyViolationError):
-            log.error("Import of upload %s: a batch failed", upload["id"], exc_info=error)
-            sql = """
-                UPDATE uploads SET failures = failures + 1, attempted_at = clock_timestamp(),
-                       state = CASE WHEN failures < 2 THEN state ELSE 'failed' END
-                WHERE id = :upload_id RETURNING id
-            """
-            await fetch_row(sql, upload_id=upload["id"])
+        log.error("Import of upload %s: a batch failed", upload["id"], exc_info=error)
+        sql = """
+            UPDATE uploads SET failures = failures + 1, attempted_at = clock_timestamp(),
+                   state = CASE WHEN failures < 2 THEN state ELSE 'failed' END
+            WHERE id = :upload_id
+        """
+        await fetch_row(sql, upload_id=upload["id"])
     return upload is not None
 
 
-async def import_rows(db: Db, upload: Row) -> None:
+async def import_rows(db: Db, upload_id: int, columns: list[str], created_by: int) -> None:
     """Take the next batch from the queue; make its rows tasks, or rejected rows."""
     sql = """
         DELETE FROM upload_batches
         WHERE upload_id = $1 AND line = (SELECT min(line) FROM upload_batches WHERE upload_id = $1)
         RETURNING rows
     """
-    rows = json.loads(await db.fetchval(sql, upload["id"]) or "[]")
-    accepted: list[tuple[int, list[str], dict[str, Any]]] = []
-    rejected: list[tuple[int, int, str, str]] = []
-
-    def reject(line: int, cells: list[str], reason: str) -> None:
-        rejected.append((upload["id"], line, json.dumps(cells), reason))
-
-    for number, (line, cells) in enumerate(rows):
-        try:
-            if len(cells) > len(upload["columns"]):
-                reject(line, cells, "The row has more cells than the first line has columns")
-                continue
-            task = read_row(upload["columns"], cells)
-            accepted.append((line, cells, task.model_dump(mode="json", exclude={"completed"})))
-        except ValidationError as error:
-            reasons = [
-                f"{', '.join(e['loc'])}: {e['msg']}" for e in describe_errors(error.errors())
-            ]
-            reject(line, cells, "; ".join(reasons))
+    rows = json.loads(await db.fetchval(sql, upload_id) or "[]")
+    tasks = []
+    for number, (_, cells) in enumerate(rows):
+        tasks.append(read_task_row(columns, cells))
         if number % 20 == 0:
             await asyncio.sleep(0)  # requests first
-    tasks = []
-    reasons = await find_conflicts(db, [task for _, _, task in accepted])
-    for (line, cells, fields), reason in zip(accepted, reasons, strict=True):
+    valid, rejected = [], []
+    reasons = await find_conflicts(db, tasks)
+    for (line, cells), task, reason in zip(rows, tasks, reasons, strict=True):
         if reason:
-            reject(line, cells, reason)
+            rejected.append((upload_id, line, json.dumps(cells), reason))
         else:
-            tasks.append(fields)
-    inserted = await insert_tasks(db, tasks, upload["created_by"])
-    columns = ["upload_id", "line", "cells", "error"]
-    await db.copy_records_to_table("upload_errors", records=rejected, columns=columns)
+            valid.append(task)
+    inserted = await insert_tasks(db, valid, created_by)
+    names = ["upload_id", "line", "cells", "error"]
+    await db.copy_records_to_table("upload_errors", records=rejected, columns=names)
     sql = """
         UPDATE uploads SET
             rows_inserted = rows_inserted + $2,
@@ -2834,41 +2639,46 @@ async def import_rows(db: Db, upload: Row) -> None:
             attempted_at = clock_timestamp()
         WHERE id = $1
     """
-    await db.execute(sql, upload["id"], inserted, len(rejected))
+    await db.execute(sql, upload_id, inserted, len(rejected))
 
 
-async def find_conflicts(db: Db, tasks: list[dict[str, Any]]) -> list[str]:
+async def find_conflicts(db: Db, tasks: list[Any]) -> list[str]:
     """Why each task cannot be inserted; empty where it can."""
-    project_ids = [task["project_id"] for task in tasks]
-    user_ids = [task["assigned_to"] for task in tasks if "assigned_to" in task]
+    read = [task for task in tasks if isinstance(task, dict)]
+    project_ids = [task["project_id"] for task in read]
+    user_ids = [task["assigned_to"] for task in read if "assigned_to" in task]
     sql = "SELECT id FROM projects WHERE id = ANY($1)"
     projects = {row["id"] for row in await db.fetch(sql, project_ids)}
     sql = "SELECT project_id, user_id FROM members WHERE project_id = ANY($1) AND user_id = ANY($2)"
     members = {tuple(row) for row in await db.fetch(sql, project_ids, user_ids)}
 
-    def find_conflict(project_id: int, assigned_to: int | None) -> str:
-        if project_id not in projects:
+    def find_conflict(task: dict[str, Any] | str) -> str:
+        if isinstance(task, str):
+            return task
+        if task["project_id"] not in projects:
             return "project_id: There is no such project"
-        if assigned_to is not None and (project_id, assigned_to) not in members:
-            return "assigned_to: Expected a member of the project"
+        if "assigned_to" in task and (task["project_id"], task["assigned_to"]) not in members:
+            return f"assigned_to: {NOT_A_MEMBER}"
         return ""
 
-    return [find_conflict(task["project_id"], task.get("assigned_to")) for task in tasks]
+    return [find_conflict(task) for task in tasks]
 
 
-async def insert_tasks(db: Db, tasks: list[dict[str, Any]], created_by: int) -> int:
+async def insert_tasks(db: Db, tasks: list[Any], created_by: int) -> int:
     """Insert tasks, with a statement for those that have the same columns; how many."""
     # In one order, or two imports would wait for each other.
-    found = {task["repository"] for task in tasks if "repository" in task}
-    names = sorted(sorted(found), key=str.lower)
+    names = sorted({task["repository"] for task in tasks if "repository" in task})
+    names.sort(key=str.lower)
     sql = "INSERT INTO repositories (full_name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING"
     await db.execute(sql, names)
-    sql = "SELECT lower(full_name) AS name, id FROM repositories WHERE lower(full_name) = ANY($1)"
-    ids = {row["name"]: row["id"] for row in await db.fetch(sql, [*map(str.lower, names)])}
+    sql = "SELECT lower(full_name), id FROM repositories WHERE lower(full_name) = ANY($1)"
+    repository_ids: dict[str, int] = dict(
+        map(tuple, await db.fetch(sql, [name.lower() for name in names]))
+    )
     groups = defaultdict(list)
     for task in tasks:
         if name := task.pop("repository", None):
-            task["repository_id"] = ids[name.lower()]
+            task["repository_id"] = repository_ids[name.lower()]
         groups[tuple(task)].append(task)
     inserted = 0
     for fields, group in groups.items():
@@ -2882,7 +2692,7 @@ async def insert_tasks(db: Db, tasks: list[dict[str, Any]], created_by: int) -> 
                 RETURNING id
             )
             SELECT count(*) FROM task
-        """  # noqa: S608
+        """
         inserted += await db.fetchval(sql, created_by, json.dumps(group))
     return inserted
 
@@ -2923,15 +2733,11 @@ class RequestMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            return await self.app(scope, receive, partial(send_startup_error, send))
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            return await self.app(scope, receive, partial(send_startup_error, send))
         request_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", request_id):
             request_id = secrets.token_hex(8)
-        scope = dict(scope, method="GET" if scope["method"] == "HEAD" else scope["method"])
-        scope["state"] = scope.get("state", {}) | {"request_id": request_id}
         # A slash at the end of --root-path is none.
         prefix, path = (
             scope["root_path"].rstrip("/"),
@@ -2939,30 +2745,28 @@ class RequestMiddleware:
         )
         if path.startswith("/api/v1/"):
             prefix, path = f"{prefix}/api/v1", path.removeprefix("/api/v1")
-        scope["root_path"], scope["path"] = prefix, prefix + path
-        scope["state"]["path"] = scope["path"]  # for links; try_other_slash changes the other
-        is_started = is_problem = False
+        scope = dict(scope, root_path=prefix, path=prefix + path)
+        scope["method"] = "GET" if scope["method"] == "HEAD" else scope["method"]
+        # The path is for links; try_other_slash changes that of the scope.
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "path": scope["path"]}
+        is_started = is_refused = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal is_started
             if message["type"] == "http.response.start":
-                if message["status"] == 413 and not is_problem:  # FastAPI's own, in plain text
+                if message["status"] == 413 and not is_refused:  # FastAPI's own, in plain text
                     raise Refusal(Reason.BODY_TOO_LARGE)
                 is_started = True
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", request_id.encode()),
-                    *HEADERS,
-                ]
+                own = [(b"x-request-id", request_id.encode()), *HEADERS]
+                message["headers"] = [*message["headers"], *own]
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_headers)
         except Exception as error:
-            is_problem = True
+            is_refused = True
             response = await as_problem(Request(scope), error)
-            # Else the server closes the connection, and the answer counts as incomplete.
-            if not is_started:
+            if not is_started:  # else the server hangs up, and the answer counts as incomplete
                 await response(scope, receive, send_with_headers)
 
 
@@ -2976,19 +2780,29 @@ async def send_startup_error(send: Send, message: Message) -> None:
 async def try_other_slash(scope: Scope, receive: Receive, send: Send) -> None:
     """Serve `/tasks` as `/tasks/`, and the other way round, rather than redirect."""
     if scope["type"] != "http":
-        await close_unknown(scope, receive, send)
-        return
-    if scope["state"].pop("has_other_slash", False):
+        await refuse_path(scope, receive, send)
+    elif scope["path"] != scope["state"]["path"]:
         raise Refusal(Reason.UNKNOWN_PATH)
-    scope["state"]["has_other_slash"] = True
-    path = scope["path"]
-    scope["path"] = path[:-1] if path.endswith("/") else f"{path}/"
-    await app.router(scope, receive, send)
+    else:
+        path = scope["path"]
+        scope["path"] = path[:-1] if path.endswith("/") else f"{path}/"
+        await app.router(scope, receive, send)
+
+
+# What an operation may refuse for, by its parameters and path.
+REFUSALS = {
+    "If-Match": [Reason.VERSION_MISMATCH, Reason.CHANGED_MEANWHILE],
+    "Idempotency-Key": [Reason.IN_PROGRESS, Reason.KEY_REUSED],
+    "project_id": [Reason.NOT_FOUND],
+    "task_id": [Reason.NOT_FOUND],
+    "user_id": [Reason.NOT_FOUND],
+    "upload_id": [Reason.NOT_FOUND],
+}
 
 
 def complete_openapi(app: FastAPI) -> None:
-    """Add what endpoints cannot declare: schemas that are referred to by name, and each model's
-    example wherever a body is of that model."""
+    """Add what endpoints cannot declare: the refusals that follow from their parameters, schemas
+    that are referred to by name, each model's example wherever a body is of that model."""
     document = app.openapi()
     document["security"] = []  # of the operations that name none
     schemas = document["components"]["schemas"]
@@ -2997,7 +2811,12 @@ def complete_openapi(app: FastAPI) -> None:
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     schemas["TaskSort"]["x-enum-varnames"] = [sort.name for sort in TaskSort]
     for operation in itertools.chain.from_iterable(map(dict.values, document["paths"].values())):
-        for body in (operation.get("requestBody", {}), *operation["responses"].values()):
+        responses = operation["responses"]
+        if "security" in operation:
+            add_refusals(responses, Reason.UNAUTHENTICATED, Reason.INVALID_TOKEN)
+        for parameter in {p["name"]: p for p in operation.get("parameters", [])}:
+            add_refusals(responses, *REFUSALS.get(parameter, []))
+        for body in (operation.get("requestBody", {}), *responses.values()):
             for content in body.get("content", {}).values():
                 schema = content["schema"]
                 name = schema.get("items", schema).get("$ref", "").rpartition("/")[2]
@@ -3031,7 +2850,7 @@ app = FastAPIOffline(
     swagger_ui_parameters={"persistAuthorization": True, "tryItOutEnabled": True},
     exception_handlers={HTTPException: as_problem, RequestValidationError: as_problem},
 )
-close_unknown = app.router.default
+refuse_path = app.router.default
 app.router.default = try_other_slash
 # Endpoints that are added to the application later are for authenticated callers.
 app.router.dependencies += api.dependencies
