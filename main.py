@@ -108,13 +108,17 @@ def check_database_url(url: str) -> str:
     return url
 
 
+def expand_user(path: FilePath) -> FilePath:
+    return FilePath(os.path.expanduser(path))
+
+
 class Settings(BaseSettings):
     """Read from the environment, then from `.env`; the README has a table."""
 
     model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore")
 
     database_url: Annotated[str, AfterValidator(check_database_url)] | None = None
-    data_dir: FilePath = HERE / ".data"
+    data_dir: Annotated[FilePath, AfterValidator(expand_user)] = HERE / ".data"
     pool_size: int = Field(10, ge=1, le=1000)
     transaction_pooler: bool = False
     api_key: str = Field("", pattern=r"[^,\s]|^$")
@@ -136,16 +140,8 @@ class Settings(BaseSettings):
         names_service = (self.admin_username or "").lower() == "service"
         if (self.admin_username is None) != (self.admin_password is None) or names_service:
             raise ValueError("ADMIN_USERNAME needs ADMIN_PASSWORD, and is not service")
-        if self.database_url is None:
-            if not EmbeddedPostgres.is_installed():
-                raise ValueError("DATABASE_URL is required: no embedded PostgreSQL is installed")
-            try:
-                self.data_dir = self.data_dir.expanduser()
-                self.data_dir.mkdir(parents=True, exist_ok=True)
-            except (OSError, RuntimeError) as error:
-                raise ValueError(f"DATA_DIR cannot be made: {error}") from None
-            if not os.access(self.data_dir, os.W_OK | os.X_OK):
-                raise ValueError("DATA_DIR cannot be written")
+        if self.database_url is None and not EmbeddedPostgres.is_installed():
+            raise ValueError("DATABASE_URL is required: no embedded PostgreSQL is installed")
         return self
 
 
@@ -290,7 +286,7 @@ async def transaction() -> AsyncIterator[Db]:
 
 
 # A comment, a literal, a name or a cast; else a parameter.
-PARAMETER = re.compile(r"""--[^\n]*|'[^']*'|"[^"]*"|::|:([a-z]\w*)""")
+PARAMETER = re.compile(r"""--[^\n]*|/\*[\s\S]*?\*/|'[^']*'|"[^"]*"|::|:([a-z]\w*)""")
 
 
 @lru_cache(1000)
@@ -327,7 +323,9 @@ async def fetch_rows(sql: str, **values: Any) -> list[Row]:
 
 async def boot() -> None:
     """Apply the schema, create the users of the settings, read the keys; one worker at a time."""
-    select_service = f"SELECT {CALLER} FROM users WHERE username = 'service'"
+    select_service = f"""
+        SELECT {CALLER} FROM users WHERE username = 'service'
+    """  # noqa: S608 - columns
     async with transaction() as db:
         await db.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
         # An arbitrary number, the same in every worker.
@@ -377,11 +375,12 @@ def log_failure(error: Exception) -> None:
     if not isinstance(error, Outage):
         log.error("Unexpected error", exc_info=error)
         return
-    cause, now = str(error), time.monotonic()
-    if worker.outages.get(cause, -60) < now - 60:
-        worker.outages = {cause: now} | {k: at for k, at in worker.outages.items() if at > now - 60}
+    now = time.monotonic()
+    worker.outages = {cause: at for cause, at in worker.outages.items() if at > now - 60}
+    if str(error) not in worker.outages:
+        worker.outages[str(error)] = now
         hosts = urlsplit(settings.database_url or "").netloc.rpartition("@")[2] or "its socket"
-        log.error("The database at %s is unavailable (%s)", hosts, cause)
+        log.error("The database at %s is unavailable (%s)", hosts, error)
 
 
 @asynccontextmanager
@@ -447,7 +446,7 @@ async def delete_expired_rows() -> None:
                 DELETE FROM {table} WHERE ctid = ANY(ARRAY(
                     SELECT ctid FROM {table} WHERE {is_expired} LIMIT 500 FOR UPDATE SKIP LOCKED
                 ))
-            """
+            """  # noqa: S608 - literals
             try:
                 if worker.service is not None:
                     await fetch_row(sql)
@@ -571,37 +570,27 @@ PATTERNS = {
     ENTITY_TAGS: "the ETag of an earlier answer, in its quotes",
     VISIBLE_ASCII: "1 to 255 visible ASCII characters",
 }
-A_DATE = "Expected a date, as 2027-01-31"
-AN_INSTANT = "Expected an instant with its zone, as 2027-01-31T09:30:00Z"
-A_NUMBER = "Expected a whole number"
-YES_OR_NO = "Expected true or false"
 # Sentences for pydantic's types of errors, with its context.
+# Sentences for pydantic's types of errors, by how those begin, with their context.
 SENTENCES = {
+    "value_error": "{msg}",  # of our own validators
     "missing": "This field is required",
     "extra_forbidden": "There is no such field",
     "json_invalid": "The body is not valid JSON",
-    "model_attributes_type": "Send a JSON object, with Content-Type: application/json",
-    "string_type": "Expected text",
-    "string_unicode": "Expected text without lone surrogates",
+    "model": "Send a JSON object, with Content-Type: application/json",
     "string_too_short": "Expected at least {min_length} characters",
     "string_too_long": "Expected at most {max_length} characters",
-    "string_pattern_mismatch": "Expected {words}",
-    "int_type": A_NUMBER,
-    "int_parsing": A_NUMBER,
-    "int_parsing_size": A_NUMBER,
-    "int_from_float": A_NUMBER,
-    "bool_type": YES_OR_NO,
-    "bool_parsing": YES_OR_NO,
-    "greater_than_equal": "Expected {ge} or more",
-    "less_than_equal": "Expected {le} or less",
+    "string_pattern": "Expected {words}",
+    "string": "Expected text",
+    "int": "Expected a whole number",
+    "bool": "Expected true or false",
+    "greater": "Expected {ge} or more",
+    "less": "Expected {le} or less",
     "enum": "Expected {expected}",
-    "date_type": A_DATE,
-    "date_parsing": A_DATE,
-    "date_from_datetime_parsing": A_DATE,
-    "datetime_type": AN_INSTANT,
-    "datetime_parsing": AN_INSTANT,
-    "datetime_from_date_parsing": AN_INSTANT,
-    "timezone_aware": AN_INSTANT,
+    "datetime": "Expected an instant, as 2027-01-31T09:30:00Z",
+    "timezone": "Expected an instant with its zone, as 2027-01-31T09:30:00Z",
+    "date": "Expected a date, as 2027-01-31",
+    "": "The value is not valid",
 }
 
 
@@ -610,25 +599,28 @@ def describe_errors(errors: Iterable[Any]) -> list[dict[str, Any]]:
     described = []
     for error in itertools.islice(errors, 20):
         kind, context = error["type"], error.get("ctx", {})
-        # Our own validators raise a value_error with its sentence.
-        sentence = "{msg}" if kind == "value_error" else "The value is not valid"
-        words = PATTERNS.get(context.get("pattern", ""))
-        msg = SENTENCES.get(kind, sentence).format(msg=error["msg"], words=words, **context)
+        sentence = next(text for start, text in SENTENCES.items() if kind.startswith(start))
+        words = PATTERNS.get(context.get("pattern"))
         # A field may be named by anything, lone surrogates and 200 kB included.
         loc = [str(name)[:100].encode("utf-8", "replace").decode() for name in error["loc"]]
+        msg = sentence.format(msg=error["msg"], words=words, **context)
         described.append({"loc": loc, "msg": msg, "type": kind})
     return described
 
 
 # Constraints of schema.sql. A cluster names them in the message only. Any other one is a bug.
-CONSTRAINTS: dict[str, Callable[[], Refusal]] = {
-    "task_has_project": lambda: Refusal(Reason.NOT_FOUND),  # deleted while the task was added
-    "member_has_project": lambda: Refusal(Reason.NOT_FOUND),
-    "task_is_for_member": lambda: invalid("body", "assigned_to", msg=NOT_A_MEMBER),
-    "email_is_unique": lambda: Refusal(Reason.NAME_TAKEN),
-    "service_stays_an_admin": lambda: Refusal(Reason.FORBIDDEN),
+CONSTRAINTS = {
+    "task_has_project": Reason.NOT_FOUND,  # deleted while the task was added
+    "member_has_project": Reason.NOT_FOUND,
+    "email_is_unique": Reason.NAME_TAKEN,
+    "service_stays_an_admin": Reason.FORBIDDEN,
 }
 NOT_A_MEMBER = "Expected a member of the project"
+GRANT_ERRORS = {
+    Reason.WRONG_PASSWORD: "invalid_grant",
+    Reason.INVALID_TOKEN: "invalid_grant",
+    Reason.UNSUPPORTED_GRANT_TYPE: "unsupported_grant_type",
+}
 
 
 def as_refusal(error: Exception, request_id: str) -> Refusal:
@@ -643,13 +635,15 @@ def as_refusal(error: Exception, request_id: str) -> Refusal:
         case HTTPException(status_code=405, detail="Method Not Allowed"):
             return Refusal(Reason.METHOD_NOT_ALLOWED)
         case HTTPException():  # of an endpoint that was added
-            refusal = Refusal(Reason.OTHER, **(error.headers or {}))  # type: ignore[arg-type]
+            refusal = Refusal(Reason.OTHER)
             refusal.status, refusal.detail = error.status_code, error.detail
+            refusal.headers |= error.headers or {}
             return refusal
         case asyncpg.IntegrityConstraintViolationError():
-            for name, refuse in CONSTRAINTS.items():
-                if name in str(error):
-                    return refuse()
+            if "task_is_for_member" in str(error):
+                return invalid("body", "assigned_to", msg=NOT_A_MEMBER)
+            if names := [name for name in CONSTRAINTS if name in str(error)]:
+                return Refusal(CONSTRAINTS[names[0]])
         case asyncpg.QueryCanceledError():
             return Refusal(Reason.STATEMENT_TOO_LONG)
         case Outage():
@@ -667,32 +661,23 @@ TITLES = STATUS_PHRASES | {413: "Content Too Large", 422: "Unprocessable Content
 
 async def as_problem(request: Request, error: Exception) -> Response:
     """The answer to an error."""
-    refusal = as_refusal(error, request.state.request_id)
-    if refusal.status < 400:  # of an endpoint that was added
-        return Response(None, refusal.status, refusal.headers)
-    problem = {
-        "type": "about:blank",
-        "title": TITLES.get(refusal.status, "Refused"),
-        "status": refusal.status,
-        "detail": refusal.detail,
-        "code": refusal.reason.code,
-        "instance": request.state.request_id,
-    }
+    request_id, path = request.state.request_id, request.scope["path"]
+    refusal = as_refusal(error, request_id)
+    reason, status, headers = refusal.reason, refusal.status, refusal.headers
+    if status < 400:  # of an endpoint that was added
+        return Response(None, status, headers)
+    problem = {"type": "about:blank", "title": TITLES.get(status, "Refused"), "status": status}
+    problem |= {"detail": refusal.detail, "code": reason.code, "instance": request_id}
     if refusal.errors:
         problem["errors"] = refusal.errors
-    if request.scope["path"].rstrip("/").endswith("/auth/token"):
-        kinds = {401: "invalid_grant", Reason.UNSUPPORTED_GRANT_TYPE: "unsupported_grant_type"}
-        kind = kinds.get(refusal.reason) or kinds.get(refusal.status, "invalid_request")
-        problem |= {"error": kind, "error_description": refusal.detail}
-    if refusal.reason is Reason.METHOD_NOT_ALLOWED:  # Starlette names those of one route
-        matches = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
-        methods = {method for route in matches for method in getattr(route, "methods", None) or ()}
-        refusal.headers["Allow"] = ", ".join(
-            sorted(methods | ({"HEAD"} if "GET" in methods else set()))
-        )
-    return Response(
-        write_json(problem), refusal.status, refusal.headers, "application/problem+json"
-    )
+    if path.rstrip("/").endswith("/auth/token"):
+        problem["error"] = GRANT_ERRORS.get(reason, "invalid_request")
+        problem["error_description"] = refusal.detail
+    if reason is Reason.METHOD_NOT_ALLOWED:  # Starlette names those of one route
+        routes = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
+        methods = {method for route in routes for method in getattr(route, "methods", None) or ()}
+        headers["Allow"] = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
+    return Response(write_json(problem), status, headers, "application/problem+json")
 
 
 def write_json(value: object) -> str:
@@ -802,7 +787,7 @@ async def fetch_session(token: str, kind: str, columns: str) -> tuple[Row, datet
             sql = f"""
                 SELECT {columns} FROM users
                 WHERE id = :user_id AND is_active AND password_changed_at = :changed_at
-            """
+            """  # noqa: S608 - names of fields
             if user := await fetch_row(sql, user_id=user_id, changed_at=changed_at):
                 return user, expiry
     raise Refusal(Reason.INVALID_TOKEN)
@@ -812,16 +797,18 @@ def issue_tokens(user: Row, session_end: datetime | None = None) -> Response:
     """Tokens for a row with id, password_changed_at, body. A refresh keeps the session's end."""
     now = datetime.now(UTC)
     lifetime = timedelta(minutes=settings.access_token_expire_minutes)
-    session_end = session_end or now + timedelta(days=settings.refresh_token_expire_days)
-    changed_at = user["password_changed_at"].isoformat()
-
-    def sign(kind: str, expiry: datetime) -> str:
-        claims = {"sub": str(user["id"]), "password_changed_at": changed_at, "kind": kind}
-        return jwt.encode(claims | {"exp": expiry}, worker.jwt_secret, "HS256")
-
+    claims = {
+        "sub": str(user["id"]),
+        "password_changed_at": user["password_changed_at"].isoformat(),
+        "kind": "access",
+        "exp": now + lifetime,
+    }
+    access_token = jwt.encode(claims, worker.jwt_secret, "HS256")
+    claims["kind"] = "refresh"
+    claims["exp"] = session_end or now + timedelta(days=settings.refresh_token_expire_days)
     tokens = {
-        "access_token": sign("access", now + lifetime),
-        "refresh_token": sign("refresh", session_end),
+        "access_token": access_token,
+        "refresh_token": jwt.encode(claims, worker.jwt_secret, "HS256"),
         "token_type": "bearer",
         "expires_in": int(lifetime.total_seconds()),
         "user": json.loads(user["body"]),
@@ -910,15 +897,6 @@ DueDate = Annotated[
     Field(ge=date(1900, 1, 1), le=date(9998, 12, 31), strict=False),
     BeforeValidator(read_date),
 ]
-IfMatch = Annotated[
-    str | None,
-    Header(
-        alias="If-Match",
-        pattern=ENTITY_TAGS,
-        description='Change this version only: the `ETag`, which is `version` in quotes, as `"3"`.',
-        openapi_examples={"any": {"value": "*"}},
-    ),
-]
 IfNoneMatch = Annotated[
     str | None,
     Header(alias="If-None-Match", description="The `ETag` that you have; 304 if it is current."),
@@ -996,9 +974,9 @@ def json_object(model: type[BaseModel], table: str, **expressions: str) -> str:
         if datetime in (field.annotation, *get_args(field.annotation)):  # clients want a Z
             value = f"""to_char({value}, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
         columns.append(f"{value} AS {name}")
-    return (
-        f"(SELECT row_to_json(fields)::text FROM (SELECT {', '.join(columns)}) AS fields) AS body"
-    )
+    return f"""
+        (SELECT row_to_json(fields)::text FROM (SELECT {", ".join(columns)}) AS fields) AS body
+    """  # noqa: S608 - names of fields
 
 
 def list_columns(fields: Iterable[str]) -> tuple[str, str]:
@@ -1030,9 +1008,22 @@ def created_response(request: Request, row: Row, path: str, status: int = 201) -
     return response
 
 
-def read_versions(if_match: str | None) -> list[str] | None:
+async def read_versions(
+    if_match: Annotated[
+        str | None,
+        Header(
+            alias="If-Match",
+            pattern=ENTITY_TAGS,
+            description='Change this version only: `ETag`, or `version` in quotes, as `"3"`.',
+            openapi_examples={"any": {"value": "*"}},
+        ),
+    ] = None,
+) -> list[str] | None:
     """The versions in If-Match, for IS_CURRENT; None is any. Proxies that compress add W/."""
     return None if if_match in (None, "*") else re.findall(r'"([^"]*)"', if_match or "")
+
+
+Versions = Annotated[list[str] | None, Depends(read_versions)]
 
 
 # As text: the driver would look up the type of an array of integers.
@@ -1148,9 +1139,9 @@ PageQuery = Annotated[Page, Query()]
 class Order(NamedTuple):
     """A total order by two bigints, `rank` and then `id`, which a cursor remembers."""
 
-    name: str
-    rank: str
     id: str
+    rank: str
+    name: str = "id"
     is_descending: bool = False
 
     @property
@@ -1197,7 +1188,7 @@ async def list_rows(
                 ORDER BY {order.by} LIMIT :limit + 1 OFFSET :offset
             ) AS page
         ) AS numbered
-    """
+    """  # noqa: S608 - columns, literals
     row, headers = (await fetch_rows(sql, **values, **keys))[0], {}
     if row["has_more"]:
         cursor = f"{order.name}.{row['rank']}.{row['id']}"
@@ -1335,7 +1326,7 @@ async def verify_password(request: Request, username: str, password: str) -> Row
         sql = f"""
             SELECT users.password_hash, {SESSION} FROM users
             WHERE lower(users.username) = :username AND users.is_active
-        """
+        """  # noqa: S608 - columns
         user = await fetch_row(sql, username=username)
         known_hash = user["password_hash"] if user else None
         if not await asyncio.to_thread(is_password, known_hash, password):
@@ -1404,7 +1395,6 @@ async def create_admin(db: Db, username: str, password: str) -> None:
 @(public if settings.registration == "open" else admin).post(
     "/auth/register",
     response_model=User,
-    tags=["sign-in"],
     max_body_size=public.max_body_size,
     **answers(201, LOCATION, Reason.NAME_TAKEN),
 )
@@ -1426,7 +1416,6 @@ async def register_user(request: Request, new: UserCreate) -> Response:
 @public.post(
     "/auth/login",
     response_model=Tokens,
-    tags=["sign-in"],
     **answers(200, {}, Reason.WRONG_PASSWORD, Reason.TOO_MANY_ATTEMPTS),
 )
 async def log_in(request: Request, credentials: Credentials) -> Response:
@@ -1440,7 +1429,6 @@ async def log_in(request: Request, credentials: Credentials) -> Response:
 @public.post(
     "/auth/token",
     response_model=Tokens,
-    tags=["sign-in"],
     responses={"default": {"description": "Refused.", "content": problem_content("TokenProblem")}},
 )
 async def issue_token(request: Request, form: Annotated[TokenForm, Form()]) -> Response:
@@ -1455,7 +1443,6 @@ async def issue_token(request: Request, form: Annotated[TokenForm, Form()]) -> R
 @public.post(
     "/auth/refresh",
     response_model=Tokens,
-    tags=["sign-in"],
     **answers(200, {}, Reason.INVALID_TOKEN),
 )
 async def refresh_tokens(body: RefreshRequest) -> Response:
@@ -1463,29 +1450,29 @@ async def refresh_tokens(body: RefreshRequest) -> Response:
     return issue_tokens(*await fetch_session(body.refresh_token, "refresh", SESSION))
 
 
-@api.get("/auth/me", response_model=User, tags=["sign-in"])
+@api.get("/auth/me", response_model=User)
 async def read_me(caller: CurrentCaller) -> Response:
     """The user of the credentials; the API key is that of the user `service`."""
     return row_response(await select_user(caller.id))
 
 
 async def select_user(user_id: int) -> Row:
-    sql = f"SELECT users.id, {USER_JSON} FROM users WHERE users.id = :user_id"
+    sql = f"""
+        SELECT users.id, {USER_JSON} FROM users WHERE users.id = :user_id
+    """  # noqa: S608 - columns
     return require_row(await fetch_row(sql, user_id=user_id))
 
 
-@admin.get("/users/", response_model=list[User], tags=["users"], **LISTED)
+@admin.get("/users/", response_model=list[User], **LISTED)
 async def list_users(request: Request, page: PageQuery) -> Response:
     """All users, by id. For admins."""
-    by_id = Order("id", "users.id", "users.id")
+    by_id = Order("users.id", "users.id")
     return await list_rows(
         request, page, body=USER_JSON, source="FROM users WHERE true", order=by_id
     )
 
 
-@api.get(
-    "/users/{user_id}", response_model=User, tags=["users"], **answers(200, {}, Reason.FORBIDDEN)
-)
+@api.get("/users/{user_id}", response_model=User, **answers(200, {}, Reason.FORBIDDEN))
 async def read_user(user_id: PathId, caller: CurrentCaller) -> Response:
     """A user. For admins, and for oneself."""
     if not caller.is_admin and user_id != caller.id:
@@ -1496,7 +1483,6 @@ async def read_user(user_id: PathId, caller: CurrentCaller) -> Response:
 @api.patch(
     "/users/{user_id}",
     response_model=User,
-    tags=["users"],
     **answers(200, {}, Reason.FORBIDDEN, Reason.NAME_TAKEN),
 )
 async def update_user(
@@ -1530,7 +1516,7 @@ async def update_user(
             RETURNING *
         )
         SELECT users.id, {USER_JSON} FROM users
-    """
+    """  # noqa: S608 - columns, names of fields
     user = await fetch_row(sql, user_id=user_id, old_hash=old_hash, **changes)
     if user is None and old_hash is not None:
         raise Refusal(Reason.CHANGED_MEANWHILE)
@@ -1591,7 +1577,7 @@ PROJECT_JSON = json_object(Project, "project")
 MEMBER_JSON = json_object(Member, "member", username="users.username")
 
 
-@admin.post("/projects/", response_model=Project, tags=["projects"], **CREATED)
+@admin.post("/projects/", response_model=Project, **CREATED)
 async def create_project(
     request: Request, new: ProjectCreate, caller: CurrentCaller, key: IdempotencyKey = None
 ) -> Response:
@@ -1605,13 +1591,13 @@ async def create_project(
             RETURNING *
         )
         SELECT project.id, project.version, {PROJECT_JSON} FROM project
-    """
+    """  # noqa: S608 - columns, names of fields
     claim = claim_key(key, caller, "/projects", new)
     row = await insert_once(claim, sql, caller_id=caller.id, **fields)
     return created_response(request, row, "projects")
 
 
-@api.get("/projects/", response_model=list[Project], tags=["projects"], **LISTED)
+@api.get("/projects/", response_model=list[Project], **LISTED)
 async def list_projects(request: Request, page: PageQuery, caller: CurrentCaller) -> Response:
     """The projects that the caller sees, by id."""
     return await list_rows(
@@ -1619,12 +1605,12 @@ async def list_projects(request: Request, page: PageQuery, caller: CurrentCaller
         page,
         body=PROJECT_JSON,
         source=f"FROM projects AS project WHERE {sees(caller, 'project.id')}",
-        order=Order("id", "project.id", "project.id"),
+        order=Order("project.id", "project.id"),
         caller_id=caller.id,
     )
 
 
-@api.get("/projects/{project_id}", response_model=Project, tags=["projects"], **READ)
+@api.get("/projects/{project_id}", response_model=Project, **READ)
 async def read_project(
     project_id: PathId, caller: CurrentCaller, if_none_match: IfNoneMatch = None
 ) -> Response:
@@ -1636,7 +1622,7 @@ async def select_project(project_id: int, caller: Caller) -> Row:
     sql = f"""
         SELECT project.id, project.version, {PROJECT_JSON} FROM projects AS project
         WHERE project.id = :project_id AND {sees(caller, "project.id")}
-    """
+    """  # noqa: S608 - rules of access, columns
     return require_row(await fetch_row(sql, project_id=project_id, caller_id=caller.id))
 
 
@@ -1645,27 +1631,24 @@ async def select_project(project_id: int, caller: Caller) -> Row:
     name="put_project",
     summary="Update Project, as PATCH does",
     response_model=Project,
-    tags=["projects"],
     **READ,
 )
-@admin.patch("/projects/{project_id}", response_model=Project, tags=["projects"], **READ)
-async def update_project(
-    project_id: PathId, update: ProjectUpdate, if_match: IfMatch = None
-) -> Response:
+@admin.patch("/projects/{project_id}", response_model=Project, **READ)
+async def update_project(project_id: PathId, update: ProjectUpdate, versions: Versions) -> Response:
     """Change fields of a project; those left out keep their value, `null` clears an optional one.
 
     `PUT` and `PATCH` do the same. For admins.
     """
-    changes, versions = update.model_dump(), read_versions(if_match)
-    assignments = ", ".join(f"{name} = :{name}" for name in changes)
+    changes = update.model_dump()
+    assignments = [f"{name} = :{name}" for name in changes]
     sql = f"""
         WITH project AS (
-            UPDATE projects SET {assignments}, version = version + 1, updated_at = now()
+            UPDATE projects SET {", ".join(assignments)}, version = version + 1, updated_at = now()
             WHERE id = :project_id AND {IS_CURRENT}
             RETURNING *
         )
         SELECT project.id, project.version, {PROJECT_JSON} FROM project
-    """
+    """  # noqa: S608 - columns, names of fields, literals
     row = await fetch_row(sql, project_id=project_id, versions=versions, **changes)
     if row is None:
         await explain_project(project_id, versions)
@@ -1676,17 +1659,15 @@ async def update_project(
 @admin.delete(
     "/projects/{project_id}",
     response_model=None,
-    tags=["projects"],
     **answers(204, {}, Reason.INBOX_STAYS),
 )
-async def delete_project(project_id: PathId, if_match: IfMatch = None) -> Response:
+async def delete_project(project_id: PathId, versions: Versions) -> Response:
     """Delete a project and all its tasks; an Inbox cannot be deleted. For admins."""
-    versions = read_versions(if_match)
     sql = f"""
         DELETE FROM projects WHERE id = :project_id AND {IS_CURRENT}
           AND NOT EXISTS (SELECT FROM users WHERE inbox_id = :project_id)
         RETURNING id
-    """
+    """  # noqa: S608 - literals
     if await fetch_row(sql, project_id=project_id, versions=versions) is None:
         row = await explain_project(project_id, versions)
         raise Refusal(Reason.INBOX_STAYS if row["is_inbox"] else Reason.CHANGED_MEANWHILE)
@@ -1699,11 +1680,11 @@ async def explain_project(project_id: int, versions: list[str] | None) -> Row:
         SELECT true AS may_change, version, {IS_CURRENT} AS is_current,
                EXISTS (SELECT FROM users WHERE inbox_id = :project_id) AS is_inbox
         FROM projects WHERE id = :project_id
-    """
+    """  # noqa: S608 - literals
     return require_change(await fetch_row(sql, project_id=project_id, versions=versions))
 
 
-@api.get("/projects/{project_id}/members/", response_model=list[Member], tags=["members"], **LISTED)
+@api.get("/projects/{project_id}/members/", response_model=list[Member], **LISTED)
 async def list_members(
     request: Request, project_id: PathId, page: PageQuery, caller: CurrentCaller
 ) -> Response:
@@ -1718,13 +1699,13 @@ async def list_members(
         page,
         body=MEMBER_JSON,
         source=source,
-        order=Order("user_id", "member.user_id", "member.user_id"),
+        order=Order("member.user_id", "member.user_id"),
         project_id=project_id,
         caller_id=caller.id,
     )
 
 
-@admin.put("/projects/{project_id}/members/{user_id}", response_model=Member, tags=["members"])
+@admin.put("/projects/{project_id}/members/{user_id}", response_model=Member)
 async def add_member(project_id: PathId, user_id: PathId) -> Response:
     """Add a user to a project, who then sees it and adds tasks. For admins."""
     sql = f"""
@@ -1736,14 +1717,13 @@ async def add_member(project_id: PathId, user_id: PathId) -> Response:
             RETURNING *
         )
         SELECT {MEMBER_JSON} FROM member JOIN users ON users.id = member.user_id
-    """
+    """  # noqa: S608 - columns
     return row_response(require_row(await fetch_row(sql, project_id=project_id, user_id=user_id)))
 
 
 @admin.delete(
     "/projects/{project_id}/members/{user_id}",
     response_model=None,
-    tags=["members"],
     **answers(204, {}, Reason.INBOX_STAYS, Reason.CHANGED_MEANWHILE),
 )
 async def remove_member(project_id: PathId, user_id: PathId) -> Response:
@@ -1757,7 +1737,7 @@ async def remove_member(project_id: PathId, user_id: PathId) -> Response:
         DELETE FROM members
         WHERE project_id = :project_id AND user_id = :user_id AND NOT {owns}
         RETURNING user_id
-    """
+    """  # noqa: S608 - literals
     try:
         row = await fetch_row(sql, project_id=project_id, user_id=user_id)
     except asyncpg.ForeignKeyViolationError:  # a task was assigned since the statement began
@@ -1948,7 +1928,6 @@ assert FILTERS.keys() == TaskPage.model_fields.keys() - Page.model_fields.keys()
 @api.post(
     "/projects/{project_id}/tasks/",
     response_model=Task,
-    tags=["tasks"],
     **CREATED,
 )
 async def create_project_task(
@@ -1963,7 +1942,7 @@ async def create_project_task(
     return await insert_task(request, project_id, new, caller, claim)
 
 
-@api.post("/tasks/", response_model=Task, tags=["tasks"], **CREATED)
+@api.post("/tasks/", response_model=Task, **CREATED)
 async def create_task(
     request: Request, new: TaskCreateAnywhere, caller: CurrentCaller, key: IdempotencyKey = None
 ) -> Response:
@@ -1994,12 +1973,12 @@ async def insert_task(
             RETURNING *
         )
         SELECT task.id, task.version, {TASK_JSON} FROM task {REPOSITORIES}
-    """
+    """  # noqa: S608 - rules of access, columns, names of fields
     row = await insert_once(claim, sql, project_id=project_id, caller_id=caller.id, **fields)
     return created_response(request, row, "tasks")
 
 
-@api.get("/projects/{project_id}/tasks/", response_model=list[Task], tags=["tasks"], **LISTED)
+@api.get("/projects/{project_id}/tasks/", response_model=list[Task], **LISTED)
 async def list_project_tasks(
     request: Request, project_id: PathId, page: Annotated[TaskPage, Query()], caller: CurrentCaller
 ) -> Response:
@@ -2010,7 +1989,7 @@ async def list_project_tasks(
     return response
 
 
-@api.get("/tasks/", response_model=list[Task], tags=["tasks"], **LISTED)
+@api.get("/tasks/", response_model=list[Task], **LISTED)
 async def list_tasks(
     request: Request, page: Annotated[AllTasksPage, Query()], caller: CurrentCaller
 ) -> Response:
@@ -2023,7 +2002,7 @@ async def list_tasks(
 async def select_tasks(
     request: Request, page: TaskPage, caller: Caller, project_id: int | None
 ) -> Response:
-    order = Order(page.sort, RANKS[page.sort], "task.id", page.sort == TaskSort.ID_DESCENDING)
+    order = Order("task.id", RANKS[page.sort], page.sort, page.sort == TaskSort.ID_DESCENDING)
     values = page.model_dump(include={*FILTERS})
     conditions = " AND ".join([sees(caller, "task.project_id"), *[FILTERS[f] for f in values]])
     if project_id is not None:
@@ -2039,7 +2018,7 @@ async def select_tasks(
                 WHERE task.project_id = own.project_id AND {conditions} AND {order.after}
                 ORDER BY {order.by} LIMIT :limit + 1 + :offset
             ) AS task {REPOSITORIES} WHERE true
-        """
+        """  # noqa: S608 - columns, literals
     is_scan = page.count or "q" in values or page.sort not in INDEXED
     async with take_own_turn(caller, worker.scans) if is_scan else nullcontext():
         return await list_rows(
@@ -2054,7 +2033,7 @@ async def select_tasks(
         )
 
 
-@api.get("/tasks/{task_id}", response_model=Task, tags=["tasks"], **READ)
+@api.get("/tasks/{task_id}", response_model=Task, **READ)
 async def read_task(
     task_id: PathId, caller: CurrentCaller, if_none_match: IfNoneMatch = None
 ) -> Response:
@@ -2062,7 +2041,7 @@ async def read_task(
     sql = f"""
         SELECT task.id, task.version, {TASK_JSON} FROM tasks AS task {REPOSITORIES}
         WHERE task.id = :task_id AND {sees(caller, "task.project_id")}
-    """
+    """  # noqa: S608 - rules of access, columns
     row = await fetch_row(sql, task_id=task_id, caller_id=caller.id)
     return row_response(require_row(row), if_none_match)
 
@@ -2072,13 +2051,11 @@ async def read_task(
     name="put_task",
     summary="Update Task, as PATCH does",
     response_model=Task,
-    tags=["tasks"],
     **answers(200, ETAG, Reason.FORBIDDEN),
 )
 @api.patch(
     "/tasks/{task_id}",
     response_model=Task,
-    tags=["tasks"],
     **answers(200, ETAG, Reason.FORBIDDEN),
 )
 async def update_task(
@@ -2086,14 +2063,14 @@ async def update_task(
     task_id: PathId,
     update: TaskUpdate,
     caller: CurrentCaller,
-    if_match: IfMatch = None,
+    versions: Versions,
 ) -> Response:
     """Change fields of a task; those left out keep their value, `null` clears an optional one.
 
     `PUT` and `PATCH` do the same. For its creator and its assignee, and for admins, who alone may
     change `assigned_to`.
     """
-    changes, versions = update.model_dump(exclude={"repository"}), read_versions(if_match)
+    changes = update.model_dump(exclude={"repository"})
     if not caller.is_admin and "assigned_to" in changes:
         raise Refusal(Reason.FORBIDDEN)
     if update.repository is not MISSING:
@@ -2115,7 +2092,7 @@ async def update_task(
             RETURNING *
         )
         SELECT task.id, task.version, {TASK_JSON} FROM task {REPOSITORIES}
-    """
+    """  # noqa: S608 - rules of access, columns, names of fields, literals
     row = await fetch_row(sql, task_id=task_id, caller_id=caller.id, versions=versions, **changes)
     if row is None:
         await explain_task(task_id, caller, versions)
@@ -2126,18 +2103,16 @@ async def update_task(
 @api.delete(
     "/tasks/{task_id}",
     response_model=None,
-    tags=["tasks"],
     **answers(204, {}, Reason.FORBIDDEN),
 )
-async def delete_task(task_id: PathId, caller: CurrentCaller, if_match: IfMatch = None) -> Response:
+async def delete_task(task_id: PathId, caller: CurrentCaller, versions: Versions) -> Response:
     """Delete a task. For its creator and its assignee, and for admins."""
-    versions = read_versions(if_match)
     sql = f"""
         DELETE FROM tasks AS task
         WHERE task.id = :task_id AND {sees(caller, "task.project_id")}
           AND {may_change(caller)} AND {IS_CURRENT}
         RETURNING task.id
-    """
+    """  # noqa: S608 - rules of access, literals
     row = await fetch_row(sql, task_id=task_id, caller_id=caller.id, versions=versions)
     if row is None:
         await explain_task(task_id, caller, versions)
@@ -2150,7 +2125,7 @@ async def explain_task(task_id: int, caller: Caller, versions: list[str] | None)
     sql = f"""
         SELECT {may_change(caller)} AS may_change, task.version, {IS_CURRENT} AS is_current
         FROM tasks AS task WHERE task.id = :task_id AND {sees(caller, "task.project_id")}
-    """
+    """  # noqa: S608 - rules of access, literals
     require_change(await fetch_row(sql, task_id=task_id, caller_id=caller.id, versions=versions))
 
 
@@ -2256,7 +2231,6 @@ CSV_ERRORS = {
     "surrogates": "not in UTF-8; save the file as CSV UTF-8",
     "": "not valid CSV",
 }
-FORM_LIMITS: dict[str, Any] = {"max_files": 1, "max_fields": 10, "max_part_size": 1024}
 UPLOAD_FORM = """{"required": true, "content": {"multipart/form-data": {"schema": {
     "type": "object", "required": ["file"],
     "properties": {"file": {"type": "string", "format": "binary"}}}}}}"""
@@ -2305,7 +2279,6 @@ UPLOAD_JSON = json_object(
 @admin.post(
     "/upload/csv",
     response_model=Upload,
-    tags=["CSV"],
     max_body_size=64 * 1024 * 1024 + 64 * 1024,
     openapi_extra={"requestBody": json.loads(UPLOAD_FORM)},
     **answers(202, LOCATION, Reason.BODY_TOO_LARGE, Reason.TOO_BUSY, Reason.STORAGE_FULL),
@@ -2318,12 +2291,13 @@ async def upload_csv(request: Request, caller: CurrentCaller) -> Response:
     order: `project_id` and `title`, and optionally `description`, `status`, `assigned_to`,
     `priority`, `due_date`, `repository`.
     """
+    wanted = "Send multipart/form-data with a file: curl -F file=@tasks.csv"
     try:
         # The caller is known by now: no byte of a file is kept for a stranger.
-        async with request.form(**FORM_LIMITS) as form:
+        async with request.form(max_files=1, max_fields=10, max_part_size=1024) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
-                raise HTTPException(400)
+                raise invalid("body", "file", msg=wanted)
             with tempfile.TemporaryFile("w+") as batches:
                 async with take_turn(worker.files):
                     columns, rows_total = await parse_file(file.file, batches)
@@ -2332,10 +2306,7 @@ async def upload_csv(request: Request, caller: CurrentCaller) -> Response:
                 values = {"columns": columns, "rows_total": rows_total, "caller_id": caller.id}
                 upload = await store_upload(file.filename or "", batches, values)
     except HTTPException as error:
-        if error.status_code != 400:
-            raise
-        curl = "curl -F file=@tasks.csv"
-        raise invalid("body", "file", msg=f"Send multipart/form-data with a file: {curl}") from None
+        raise invalid("body", "file", msg=wanted) if error.status_code == 400 else error from None
     except OSError as error:
         log.error("A CSV file cannot be kept: %s", error)
         raise Refusal(Reason.STORAGE_FULL) from None
@@ -2383,15 +2354,14 @@ def read_rows(file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
     try:
         lines = read_lines()
         first = next(lines, "")
-        delimiter = max(",;\t", key=first.count)
-        if first.lower().startswith("sep="):
-            line, delimiter, first = 2, first[4], next(lines, "")
-        skipped = line - 1
+        names_delimiter = first.lower().startswith("sep=")
+        delimiter = first[4:5] if names_delimiter else max(",;\t", key=first.count)
         reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
         for cells in reader:
-            yield line, cells
-            line, row_length = skipped + reader.line_num + 1, 0
-    except (csv.Error, UnicodeEncodeError, TypeError) as error:
+            if line > 1 or not names_delimiter:
+                yield line, cells
+            line, row_length = reader.line_num + 1, 0
+    except (csv.Error, ValueError, TypeError) as error:
         words = next(words for part, words in CSV_ERRORS.items() if part in str(error))
         raise unreadable(line, words) from None
 
@@ -2423,7 +2393,7 @@ async def store_upload(filename: str, batches: IO[str], values: dict[str, Any]) 
             RETURNING *
         )
         SELECT upload.id, {UPLOAD_JSON} FROM upload
-    """
+    """  # noqa: S608 - columns
     async with transaction() as db:
         upload = require_row(await db.fetchrow(*bind(sql, values | {"filename": filename})))
         sql = "INSERT INTO upload_batches (upload_id, line, rows) VALUES ($1, $2, $3)"
@@ -2432,31 +2402,31 @@ async def store_upload(filename: str, batches: IO[str], values: dict[str, Any]) 
     return upload
 
 
-@admin.get("/uploads/", response_model=list[Upload], tags=["CSV"], **LISTED)
+@admin.get("/uploads/", response_model=list[Upload], **LISTED)
 async def list_uploads(request: Request, page: PageQuery) -> Response:
     """All uploads, newest first. For admins."""
     source = "FROM uploads AS upload WHERE true"
-    newest_first = Order("id", "upload.id", "upload.id", is_descending=True)
+    newest_first = Order("upload.id", "upload.id", is_descending=True)
     return await list_rows(request, page, body=UPLOAD_JSON, source=source, order=newest_first)
 
 
-@admin.get("/uploads/{upload_id}", response_model=Upload, tags=["CSV"])
+@admin.get("/uploads/{upload_id}", response_model=Upload)
 async def read_upload(upload_id: PathId) -> Response:
     """The progress of an upload. For admins."""
     sql = f"""
         SELECT {UPLOAD_JSON} FROM uploads AS upload WHERE upload.id = :upload_id
-    """
+    """  # noqa: S608 - columns
     return row_response(require_row(await fetch_row(sql, upload_id=upload_id)))
 
 
-@admin.get("/upload/errors", tags=["CSV"], **CSV_FILE)
+@admin.get("/upload/errors", **CSV_FILE)
 async def download_latest_errors(bom: Bom = False) -> Response:
     """The rejected rows of the newest upload that has any, as a CSV file. For admins."""
     row = require_row(await fetch_row("SELECT max(upload_id) AS id FROM upload_errors"))
     return await download_upload_errors(row["id"], bom)
 
 
-@admin.get("/uploads/{upload_id}/errors", tags=["CSV"], **CSV_FILE)
+@admin.get("/uploads/{upload_id}/errors", **CSV_FILE)
 async def download_upload_errors(upload_id: PathId, bom: Bom = False) -> Response:
     """The rejected rows of an upload as a CSV file: as they came, with `line` and `error`.
 
@@ -2480,7 +2450,7 @@ async def download_upload_errors(upload_id: PathId, bom: Bom = False) -> Respons
     return csv_response(filename, names, sql, read_cells, bom, upload_id=upload_id)
 
 
-@api.get("/projects/{project_id}/tasks/export", tags=["CSV"], **CSV_FILE)
+@api.get("/projects/{project_id}/tasks/export", **CSV_FILE)
 async def export_tasks(project_id: PathId, caller: CurrentCaller, bom: Bom = False) -> Response:
     """The tasks of a project as a CSV file, by id. It can be uploaded again."""
     await select_project(project_id, caller)
@@ -2491,7 +2461,7 @@ async def export_tasks(project_id: PathId, caller: CurrentCaller, bom: Bom = Fal
         WHERE task.project_id = :project_id AND {sees(caller, "task.project_id")}
           AND task.id > :after
         ORDER BY task.id LIMIT 100
-    """
+    """  # noqa: S608 - rules of access, columns, names of fields
     values = {"project_id": project_id, "caller_id": caller.id}
     filename = f"project_{project_id}_tasks.csv"
     return csv_response(filename, COLUMNS, sql, lambda _, *cells: cells, bom, **values)
@@ -2547,18 +2517,17 @@ class TaskRow(TaskCreate):
     project_id: Id
 
 
-def read_task_row(columns: list[str], cells: list[str]) -> dict[str, Any] | str:
-    """The columns of a task, or why it is none."""
+def read_task_row(columns: list[str], cells: list[str]) -> tuple[dict[str, Any], str]:
+    """The columns of a task, or why there are none."""
     if len(cells) > len(columns):
-        return "The row has more cells than the first line has columns"
+        return {}, "The row has more cells than the first line has columns"
     texts = {name: read_cell(name, cell) for name, cell in zip(columns, cells, strict=False)}
     fields = {name: text for name, text in texts.items() if text is not None}
     try:
-        task = TaskRow.model_validate(fields, strict=False)
+        return TaskRow.model_validate(fields, strict=False).model_dump(mode="json"), ""
     except ValidationError as error:
         errors = describe_errors(error.errors())
-        return "; ".join(f"{', '.join(e['loc'])}: {e['msg']}" for e in errors)
-    return task.model_dump(mode="json")
+        return {}, "; ".join(f"{', '.join(e['loc'])}: {e['msg']}" for e in errors)
 
 
 async def import_uploads() -> None:
@@ -2614,16 +2583,29 @@ async def import_rows(db: Db, upload_id: int, columns: list[str], created_by: in
         RETURNING rows
     """
     rows = json.loads(await db.fetchval(sql, upload_id) or "[]")
-    tasks = []
-    for number, (_, cells) in enumerate(rows):
-        tasks.append(read_task_row(columns, cells))
-        if number % 20 == 0:
-            await asyncio.sleep(0)  # requests first
-    valid, rejected = [], []
-    reasons = await find_conflicts(db, tasks)
-    for (line, cells), task, reason in zip(rows, tasks, reasons, strict=True):
+    tasks: list[dict[str, Any]] = []
+    rejected = []
+    for number, (line, cells) in enumerate(rows):
+        task, reason = read_task_row(columns, cells)
         if reason:
             rejected.append((upload_id, line, json.dumps(cells), reason))
+        else:
+            tasks.append(task | {"line": line, "cells": cells})
+        if number % 20 == 0:
+            await asyncio.sleep(0)  # requests first
+    project_ids = [task["project_id"] for task in tasks]
+    sql = "SELECT id FROM projects WHERE id = ANY($1)"
+    projects = {row["id"] for row in await db.fetch(sql, project_ids)}
+    sql = "SELECT project_id, user_id FROM members WHERE project_id = ANY($1)"
+    members = {tuple(row) for row in await db.fetch(sql, project_ids)}
+    valid = []
+    for task in tasks:
+        line, cells = task.pop("line"), json.dumps(task.pop("cells"))
+        place = task["project_id"], task.get("assigned_to")
+        if place[0] not in projects:
+            rejected.append((upload_id, line, cells, "project_id: There is no such project"))
+        elif place[1] is not None and place not in members:
+            rejected.append((upload_id, line, cells, f"assigned_to: {NOT_A_MEMBER}"))
         else:
             valid.append(task)
     inserted = await insert_tasks(db, valid, created_by)
@@ -2640,28 +2622,6 @@ async def import_rows(db: Db, upload_id: int, columns: list[str], created_by: in
         WHERE id = $1
     """
     await db.execute(sql, upload_id, inserted, len(rejected))
-
-
-async def find_conflicts(db: Db, tasks: list[Any]) -> list[str]:
-    """Why each task cannot be inserted; empty where it can."""
-    read = [task for task in tasks if isinstance(task, dict)]
-    project_ids = [task["project_id"] for task in read]
-    user_ids = [task["assigned_to"] for task in read if "assigned_to" in task]
-    sql = "SELECT id FROM projects WHERE id = ANY($1)"
-    projects = {row["id"] for row in await db.fetch(sql, project_ids)}
-    sql = "SELECT project_id, user_id FROM members WHERE project_id = ANY($1) AND user_id = ANY($2)"
-    members = {tuple(row) for row in await db.fetch(sql, project_ids, user_ids)}
-
-    def find_conflict(task: dict[str, Any] | str) -> str:
-        if isinstance(task, str):
-            return task
-        if task["project_id"] not in projects:
-            return "project_id: There is no such project"
-        if "assigned_to" in task and (task["project_id"], task["assigned_to"]) not in members:
-            return f"assigned_to: {NOT_A_MEMBER}"
-        return ""
-
-    return [find_conflict(task) for task in tasks]
 
 
 async def insert_tasks(db: Db, tasks: list[Any], created_by: int) -> int:
@@ -2692,7 +2652,7 @@ async def insert_tasks(db: Db, tasks: list[Any], created_by: int) -> int:
                 RETURNING id
             )
             SELECT count(*) FROM task
-        """
+        """  # noqa: S608 - names of fields
         inserted += await db.fetchval(sql, created_by, json.dumps(group))
     return inserted
 
@@ -2700,14 +2660,14 @@ async def insert_tasks(db: Db, tasks: list[Any], created_by: int) -> int:
 # -------------------------------------------------------------------------------------- application
 
 
-@public.get("/livez", response_model=dict[str, str], tags=["health"])
+@public.get("/livez", response_model=dict[str, str])
 async def check_liveness() -> Response:
     """Whether this worker runs; asks nobody else."""
     return Response('{"status":"ok"}', media_type="application/json")
 
 
-@public.get("/readyz", response_model=dict[str, str], tags=["health"])
-@public.get("/health", name="check_health", response_model=dict[str, str], tags=["health"])
+@public.get("/readyz", response_model=dict[str, str])
+@public.get("/health", name="check_health", response_model=dict[str, str])
 async def check_readiness() -> Response:
     """Whether this worker can serve: a round trip to the database, or 503."""
     if worker.service is None:
@@ -2723,6 +2683,7 @@ async def redirect_to_docs(request: Request) -> Response:
 
 # /docs has inline scripts.
 CSP = (b"content-security-policy", b"default-src 'self' 'unsafe-inline' data: blob:")
+PLAIN_TEXT = (b"content-type", b"text/plain; charset=utf-8")
 HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"private, no-cache"), CSP)
 
 
@@ -2749,12 +2710,12 @@ class RequestMiddleware:
         scope["method"] = "GET" if scope["method"] == "HEAD" else scope["method"]
         # The path is for links; try_other_slash changes that of the scope.
         scope["state"] = {**scope.get("state", {}), "request_id": request_id, "path": scope["path"]}
-        is_started = is_refused = False
+        is_started = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal is_started
             if message["type"] == "http.response.start":
-                if message["status"] == 413 and not is_refused:  # FastAPI's own, in plain text
+                if message["status"] == 413 and PLAIN_TEXT in message["headers"]:  # FastAPI's own
                     raise Refusal(Reason.BODY_TOO_LARGE)
                 is_started = True
                 own = [(b"x-request-id", request_id.encode()), *HEADERS]
@@ -2764,7 +2725,6 @@ class RequestMiddleware:
         try:
             await self.app(scope, receive, send_with_headers)
         except Exception as error:
-            is_refused = True
             response = await as_problem(Request(scope), error)
             if not is_started:  # else the server hangs up, and the answer counts as incomplete
                 await response(scope, receive, send_with_headers)
@@ -2790,19 +2750,25 @@ async def try_other_slash(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 # What an operation may refuse for, by its parameters and path.
+# What an operation may refuse for, by its parameters.
 REFUSALS = {
     "If-Match": [Reason.VERSION_MISMATCH, Reason.CHANGED_MEANWHILE],
     "Idempotency-Key": [Reason.IN_PROGRESS, Reason.KEY_REUSED],
-    "project_id": [Reason.NOT_FOUND],
-    "task_id": [Reason.NOT_FOUND],
-    "user_id": [Reason.NOT_FOUND],
-    "upload_id": [Reason.NOT_FOUND],
+}
+TAGS = {
+    "projects": "What tasks belong to. Start here: create a project.",
+    "tasks": "Create some with different priorities, then list them.",
+    "members": "Who sees a project, and adds tasks to it.",
+    "upload": "Many tasks at once, by CSV files.",
+    "auth": "Accounts and tokens.",
+    "users": "Who has an account.",
+    "health": "For orchestrators and proxies.",
 }
 
 
 def complete_openapi(app: FastAPI) -> None:
-    """Add what endpoints cannot declare: the refusals that follow from their parameters, schemas
-    that are referred to by name, each model's example wherever a body is of that model."""
+    """Add what endpoints cannot declare: what follows from their paths and parameters, schemas that
+    are referred to by name, each model's example wherever a body is of that model."""
     document = app.openapi()
     document["security"] = []  # of the operations that name none
     schemas = document["components"]["schemas"]
@@ -2810,12 +2776,16 @@ def complete_openapi(app: FastAPI) -> None:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     schemas["TaskSort"]["x-enum-varnames"] = [sort.name for sort in TaskSort]
-    for operation in itertools.chain.from_iterable(map(dict.values, document["paths"].values())):
+    operations = [(path, op) for path, ops in document["paths"].items() for op in ops.values()]
+    for path, operation in operations:
         responses = operation["responses"]
+        operation["tags"] = [max(reversed(TAGS), key=path.rfind)]
         if "security" in operation:
             add_refusals(responses, Reason.UNAUTHENTICATED, Reason.INVALID_TOKEN)
-        for parameter in {p["name"]: p for p in operation.get("parameters", [])}:
-            add_refusals(responses, *REFUSALS.get(parameter, []))
+        for name in {parameter["name"] for parameter in operation.get("parameters", [])}:
+            add_refusals(responses, *REFUSALS.get(name, []))
+        if "{" in path:
+            add_refusals(responses, Reason.NOT_FOUND)
         for body in (operation.get("requestBody", {}), *responses.values()):
             for content in body.get("content", {}).values():
                 schema = content["schema"]
@@ -2831,15 +2801,7 @@ app = FastAPIOffline(
     description="**Authorize** with the API key that the service logs at its start, or with a "
     "username and password; then try anything. Every path is also served under `/api/v1`, and with "
     "or without a slash at its end.",
-    openapi_tags=[
-        {"name": "projects", "description": "What tasks belong to. Start here: create a project."},
-        {"name": "tasks", "description": "Create some with different priorities, then list them."},
-        {"name": "members", "description": "Who sees a project, and adds tasks to it."},
-        {"name": "CSV", "description": "Many tasks at once, in and out."},
-        {"name": "sign-in", "description": "Accounts and tokens."},
-        {"name": "users", "description": "Who has an account."},
-        {"name": "health", "description": "For orchestrators and proxies."},
-    ],
+    openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     servers=[{"url": "/"}],
     # Handed over flat, routes are tried in half the time that include_router takes.
     routes=[*api.routes, *admin.routes, *public.routes],
