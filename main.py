@@ -355,8 +355,7 @@ async def apply_schema(db: Db) -> None:
         try:
             await db.execute(statement, timeout=BOOT_SECONDS)
         except asyncpg.PostgresError as error:
-            log.error("This statement of schema.sql failed: %s\n%s", error, statement)
-            raise
+            raise Outage(f"schema.sql: {error}: {' '.join(statement.split())}") from error
     await db.execute("UPDATE secrets SET value = $1 WHERE name = 'schema'", digest)
 
 
@@ -570,7 +569,6 @@ PATTERNS = {
     ENTITY_TAGS: "the ETag of an earlier answer, in its quotes",
     VISIBLE_ASCII: "1 to 255 visible ASCII characters",
 }
-# Sentences for pydantic's types of errors, with its context.
 # Sentences for pydantic's types of errors, by how those begin, with their context.
 SENTENCES = {
     "value_error": "{msg}",  # of our own validators
