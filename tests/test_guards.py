@@ -1,0 +1,402 @@
+"""What keeps developers from mistakes: each route is asked, each statement is prepared, each field,
+filter and sort is used. A new one without its row here fails a test by its name."""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+from fastapi.routing import iter_route_contexts
+
+import main
+from tests.github import GitHub
+from tests.service import (
+    KEYS,
+    MARKER,
+    MISSING,
+    PASSWORD,
+    ROOT,
+    Person,
+    Service,
+    connected,
+    create_project,
+    create_task,
+    created,
+    finished,
+    new_name,
+    ok,
+    query,
+    refused,
+    serve,
+    sign_up,
+    upload,
+    walk,
+    without,
+)
+
+SOURCE = inspect.getsource(main)
+NOW = datetime.now(UTC)
+
+# --------------------------------------------------------------------------------------- routes
+
+CALLERS = ("nobody", "disabled", "member", "creator", "assignee", "stranger", "admin")
+ANYBODY = "ok ok ok ok ok ok ok"
+USERS = "401 401 ok ok ok ok ok"
+MEMBERS = "401 401 ok ok ok 404 ok"
+WRITERS = "401 401 403 ok ok 404 ok"
+ADMINS = "401 401 403 403 403 403 ok"
+GUARDS = {
+    ANYBODY: """
+        GET /, GET /docs, GET /docs/oauth2-redirect, GET /redoc, GET /static-offline-docs,
+        GET /openapi.json, GET /livez, GET /readyz, GET /health,
+        POST /auth/register, POST /auth/login, POST /auth/token, POST /auth/refresh
+    """,
+    USERS: "GET /auth/me, GET /projects/, GET /tasks/",
+    MEMBERS: """
+        GET /projects/{project_id}, GET /projects/{project_id}/members/,
+        GET /projects/{project_id}/tasks/, GET /projects/{project_id}/tasks/export,
+        POST /projects/{project_id}/tasks/, POST /tasks/, GET /tasks/{task_id}
+    """,
+    WRITERS: "PUT /tasks/{task_id}, PATCH /tasks/{task_id}, DELETE /tasks/{task_id}",
+    ADMINS: """
+        POST /projects/, PUT /projects/{project_id}, PATCH /projects/{project_id},
+        DELETE /projects/{project_id}, PUT /projects/{project_id}/members/{user_id},
+        DELETE /projects/{project_id}/members/{user_id},
+        GET /users/, GET /users/{user_id}, PATCH /users/{user_id},
+        POST /upload/csv, GET /uploads/, GET /uploads/{upload_id},
+        GET /uploads/{upload_id}/errors, GET /upload/errors
+    """,
+}
+
+
+def list_routes() -> Iterator[str]:
+    """Those of the application, and of routers that were added to after it was made."""
+    routers = (main.app, main.api, main.admin, main.public)
+    for route in iter_route_contexts([route for router in routers for route in router.routes]):
+        for method in (route.methods or {"GET"}) - {"HEAD"}:
+            yield f"{method} {route.path}"
+
+
+class Visitors:
+    """Callers by name, all but the stranger and the admin members of a project with a task."""
+
+    def __init__(self, admin: Person) -> None:
+        self.admin = admin
+        self.people = {name: sign_up(admin) for name in CALLERS[1:-1]} | {"admin": admin}
+        self.people["nobody"] = admin.service.client()
+        ok(admin.patch(f"/users/{self.people['disabled'].id}", json={"is_active": False}))
+        rejected = finished(admin, upload(admin, f"project_id,title\n{MISSING},{MARKER}\n"))
+        self.ids = {"user_id": self.people["disabled"].id, "upload_id": rejected["id"]}
+        self.renew()
+
+    def renew(self) -> None:
+        """The project and the task, after a change."""
+        members = [self.people[name] for name in CALLERS[1:-2]]
+        project = create_project(self.admin, *members, name=MARKER)
+        task = create_task(self.people["creator"], project, title=MARKER)
+        assignment = {"assigned_to": self.people["assignee"].id}
+        ok(self.admin.patch(f"/tasks/{task['id']}", json=assignment))
+        self.ids |= {"project_id": project["id"], "task_id": task["id"]}
+        self.state = self.read()
+
+    def read(self) -> list[str]:
+        paths = "/projects/{project_id} /projects/{project_id}/members/ /tasks/{task_id}"
+        return [self.admin.get(path.format_map(self.ids)).text for path in paths.split()]
+
+    def visit(self, name: str, route: str, **ids: int) -> httpx.Response:
+        method, path = route.split()
+        known = self.ids | ids
+        member = self.people["member"]
+        credentials = {"username": member.username, "password": PASSWORD}
+        options: dict[str, Any] = {
+            "GET /static-offline-docs": {"url": f"{path}/swagger-ui.css"},
+            "POST /auth/register": {"json": credentials | {"username": new_name()}},
+            "POST /auth/login": {"json": credentials},
+            "POST /auth/token": {"data": credentials},
+            "POST /auth/refresh": {"json": {"refresh_token": member.tokens["refresh_token"]}},
+            "PATCH /users/{user_id}": {"json": {"email": f"{new_name()}@example.org"}},
+            "POST /tasks/": {"json": {"title": "New", "project_id": known["project_id"]}},
+            "POST /upload/csv": {"files": {"file": "project_id,title\n"}},
+        }
+        fields = {"title": "New"} if "/tasks/" in path else {"name": "New"}
+        default = {"json": fields if method in ("POST", "PUT", "PATCH") else None}
+        request = {"url": path.format_map(known)} | options.get(route, default)
+        return self.people[name].request(method, **request)
+
+
+def test_each_route_lets_in_whom_the_table_says(
+    service: Service, admin: Person, subtests: pytest.Subtests
+) -> None:
+    guards = {name.strip(): who for who, names in GUARDS.items() for name in names.split(",")}
+    assert set(list_routes()) == guards.keys()
+    visitors = Visitors(admin)
+    for route, guard in guards.items():
+        for name, expected in zip(CALLERS, guard.split(), strict=True):
+            with subtests.test(f"{route} as {name}"):
+                answer = visitors.visit(name, route)
+                assert MARKER not in answer.text or name in CALLERS[2:5] or name == "admin"
+                if expected == "ok":
+                    assert answer.status_code < 400, answer.text
+                else:
+                    refused(answer, int(expected))
+                    assert visitors.read() == visitors.state
+                if expected == "404" or (guard == ADMINS and name != "admin"):
+                    missing = visitors.visit(name, route, **dict.fromkeys(visitors.ids, MISSING))
+                    assert without(missing.json(), "instance") == without(answer.json(), "instance")
+            if visitors.read() != visitors.state:
+                visitors.renew()
+
+
+# By somebody who has read FastAPI's tutorial only, before `app` is made and after it.
+ENDPOINTS = """
+from fastapi import BackgroundTasks
+
+own_{when} = APIRouter()
+
+
+class Item{when}(BaseModel):
+    name: str
+    status: int = 0
+
+
+@{app}.post("/{when}/app")
+@api.post("/{when}/api")
+@admin.post("/{when}/admin")
+@own_{when}.post("/{when}/own")
+def add_{when}(
+    item: Item{when},
+    tasks: BackgroundTasks,
+    caller: CurrentCaller,
+    x_unit: Annotated[str, Header()] = "",
+):
+    if item.status == 500:
+        raise TimeoutError("x")
+    if item.status:
+        raise HTTPException(item.status, "There is no tea.", {{"X-Tea": "none"}})
+    tasks.add_task(log.info, "A background task of " + item.name)
+    return {{"unit": x_unit, "caller": caller.id}}
+
+
+{app}.include_router(own_{when})
+"""
+
+
+def test_an_endpoint_that_somebody_adds_is_served_and_guarded(
+    database_url: str, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    before = ENDPOINTS.format(when="before", app="api")
+    after = ENDPOINTS.format(when="after", app="app")
+    added = SOURCE.replace("\napp = FastAPI", f"\n{before}\napp = FastAPI") + after
+    (tmp_path / "added.py").write_text(added.replace('if __name__ == "__main__"', "if False"))
+    (tmp_path / "schema.sql").symlink_to(ROOT / "schema.sql")
+    starting = serve(app="added:app", folder=tmp_path, tracebacks=True, DATABASE_URL=database_url)
+    paths = [
+        f"/{when}/{on}" for when in ("before", "after") for on in ("app", "api", "admin", "own")
+    ]
+    with starting as own, own.client(X_API_Key=KEYS[0]) as admin:
+        user = sign_up(admin)
+        for path in paths:
+            with subtests.test(path):
+                refused(own.client().post(path, json={"name": path}), 401)
+                refused(admin.post(path, json={"name": 5}), 400, "body", "name")
+                answer = admin.post(path, json={"name": path}, headers={"X-Unit": "kg"})
+                assert ok(answer) == {"unit": "kg", "caller": 1}
+                answer = user.post(path, json={"name": path})
+                if path.endswith("admin"):
+                    refused(answer, 403, code="forbidden")
+                else:
+                    assert ok(answer) == {"unit": "", "caller": user.id}
+        for status in (400, 401, 403, 404, 405, 409, 413, 418, 422, 429, 503):
+            with subtests.test(f"HTTPException({status})"):
+                answer = admin.post("/after/app", json={"name": "", "status": status})
+                assert answer.status_code == status
+                assert answer.json()["detail"] == "There is no tea."
+                assert answer.headers["X-Tea"] == "none"
+        refused(admin.post("/after/app", json={"name": "", "status": 500}), 500)
+        assert "unavailable" not in own.log_text()
+    for path in paths:
+        assert f"A background task of {path}" in own.log_text()
+
+
+# ----------------------------------------------------------------------------------- statements
+
+# What stands in statements besides constants and functions of the module; values never do.
+SAMPLES = {
+    "columns": "created_at",
+    "values": ":created_at",
+    "assignments": "created_at = :created_at",
+    "owns": "false",
+    "table": "tasks",
+    "is_expired": "true",
+    "body": main.TASK_JSON,
+    "source": f"FROM tasks AS task {main.REPOSITORIES} WHERE {' AND '.join(main.FILTERS.values())}",
+    "counted": "",
+    "order": main.Order("-due_date", main.RANKS["-due_date"], "task.id"),
+}
+VERB = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\s")
+
+
+def find_statements() -> Iterator[ast.expr]:
+    """The literals of main.py that begin with a verb of SQL."""
+    nodes = list(ast.walk(ast.parse(SOURCE)))
+    parts = {part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in nodes:
+        if isinstance(node, (ast.JoinedStr, ast.Constant)) and node not in parts:
+            first = node.values[0] if isinstance(node, ast.JoinedStr) else node
+            if isinstance(first, ast.Constant) and VERB.match(str(first.value)):
+                yield node
+
+
+def test_the_database_takes_each_statement(own_service: Service, subtests: pytest.Subtests) -> None:
+    async def prepare_all(db: asyncpg.Connection) -> None:
+        for literal in find_statements():
+            for is_admin in (True, False):
+                with subtests.test(f"main.py:{literal.lineno}"):
+                    names = vars(main) | SAMPLES | {"caller": main.Caller(1, is_admin, 1, NOW)}
+                    sql = eval(ast.unparse(literal), names)  # noqa: S307
+                    await db.prepare(main.number_parameters(sql)[0])
+
+    connected(own_service.database_url, prepare_all)
+
+
+def test_parameters_are_found_outside_comments_literals_and_casts() -> None:
+    sql = """SELECT :a, ':b', ":c", :d::text, 'it''s :e', '--', :a /* :f */ -- :g, isn't it
+             WHERE :h_2"""
+    expected = sql.replace(":a", "$1").replace(":d::", "$2::").replace(":h_2", "$3")
+    text, names = main.number_parameters(sql)
+    assert text == expected
+    assert names == ["a", "d", "h_2"]
+
+
+@pytest.mark.parametrize("values", [{"a": 1}, {"a": 1, "b": 2, "c": 3}])
+def test_a_missing_or_an_unused_value_names_the_statement(values: dict[str, int]) -> None:
+    wrong = min({"a", "b"} ^ values.keys())
+    with pytest.raises(TypeError, match=f"^{wrong} .* SELECT :a, :b"):
+        main.bind("SELECT :a, :b", values)
+
+
+def test_constraints_that_become_refusals_exist(own_service: Service) -> None:
+    sql = "SELECT conname FROM pg_constraint UNION SELECT relname FROM pg_class"
+    assert main.CONSTRAINTS.keys() <= {name for (name,) in query(own_service.database_url, sql)}
+
+
+# --------------------------------------------------------------------------- fields and refusals
+
+
+@pytest.fixture
+def member(admin: Person) -> Person:
+    return sign_up(admin)
+
+
+@pytest.fixture
+def values(member: Person, github: GitHub) -> dict[str, tuple[Any, Any]]:
+    """Of each field that is written of a task: a value, and another one."""
+    return {
+        "title": ("A title", "Another title"),
+        "description": ("Some words", "Other words"),
+        "status": ("completed", "in_progress"),
+        "completed": (True, False),
+        "assigned_to": (member.id, None),
+        "priority": (7, -3),
+        "due_date": ("2027-01-15", "2026-01-15"),
+        "repository": (github.has(), github.has()),
+    }
+
+
+@pytest.fixture
+def tasks(admin: Person, member: Person, values: dict[str, tuple[Any, Any]]) -> list[Any]:
+    """Without values, with the first ones, with the others; and without, in the Inbox."""
+    project = create_project(admin, member)
+    first, other = ({name: pair[n] for name, pair in values.items()} for n in (0, 1))
+    made = [create_task(admin, project, **fields) for fields in ({}, first, other)]
+    return [*made, created(member, member.post("/tasks/", json={"title": "A task"}))]
+
+
+def test_each_field_is_stored_by_post_and_patch(
+    admin: Person, member: Person, values: dict[str, Any], subtests: pytest.Subtests
+) -> None:
+    tasks = f"/projects/{create_project(admin, member)['id']}/tasks/"
+    names = {"name": ("A name", "Another name"), "description": values["description"]}
+    for path, required, model, pairs in (
+        (tasks, {"title": "A task"}, main.TaskUpdate, values),
+        ("/projects/", {"name": "A project"}, main.ProjectUpdate, names),
+    ):
+        assert pairs.keys() == model.model_fields.keys()
+        for name, (first, other) in pairs.items():
+            with subtests.test(f"{path} {name}"):
+                answer = admin.post(path, json=required | {name: first})
+                assert created(admin, answer)[name] == first
+                url = answer.headers["Location"]
+                assert ok(admin.patch(url, json={name: other}))[name] == other
+                assert ok(admin.get(url))[name] == other
+
+
+def test_each_column_of_a_file_is_stored_and_exported(
+    admin: Person, member: Person, values: dict[str, Any], subtests: pytest.Subtests
+) -> None:
+    project_id = create_project(admin, member)["id"]
+    pairs = without(values, "completed") | {"project_id": (project_id, None)}
+    assert pairs.keys() == set(main.COLUMNS)
+    cells = [str(pairs[name][0]) for name in main.COLUMNS]
+    content = f"{','.join(main.COLUMNS)}\r\n{','.join(cells)}\r\n"
+    finished(admin, upload(admin, content))
+    (task,) = ok(admin.get(f"/projects/{project_id}/tasks/"))
+    for name, (value, _) in pairs.items():
+        with subtests.test(name):
+            assert task[name] == value
+    assert admin.get(f"/projects/{project_id}/tasks/export").text == content
+
+
+def test_each_filter_selects(
+    member: Person, values: dict[str, Any], tasks: list[Any], subtests: pytest.Subtests
+) -> None:
+    selected: dict[str, tuple[Any, list[int]]] = {
+        "status": ("Completed", [1]),
+        "completed": (True, [1]),
+        "assigned_to": (member.id, [1]),
+        "unassigned": (True, [0, 2, 3]),
+        "repository": (values["repository"][0].upper(), [1]),
+        "due_before": ("2027-01-15", [2]),
+        "due_after": ("2026-01-15", [1]),
+        "updated_after": (tasks[1]["updated_at"], [2, 3]),
+        "q": ("SOME WORDS", [1]),
+        "project_id": (tasks[0]["project_id"], [0, 1, 2]),
+    }
+    others = {*main.Page.model_fields, "sort"}
+    assert selected.keys() == main.AllTasksPage.model_fields.keys() - others
+    for name, (value, numbers) in selected.items():
+        with subtests.test(name):
+            found = ok(member.get("/tasks/", params={name: value, "sort": "id"}))
+            assert found == [tasks[number] for number in numbers]
+
+
+def test_each_sort_sorts(
+    admin: Person, member: Person, tasks: list[Any], subtests: pytest.Subtests
+) -> None:
+    tasks[1] = ok(admin.patch(f"/tasks/{tasks[1]['id']}", json={"title": "Changed last"}))
+    for sort in main.TaskSort:
+        field, is_descending = sort.lstrip("-"), sort.startswith("-")
+        ranked = [task for task in tasks if task[field] is not None]
+        ranked.sort(key=lambda task: task[field], reverse=is_descending)
+        ranked += [task for task in tasks if task[field] is None]
+        with subtests.test(sort):
+            assert walk(member, f"/tasks/?sort={sort}&limit=1") == ranked
+
+
+def test_each_refusal_is_raised_and_in_the_document_and_in_the_readme(service: Service) -> None:
+    nodes = ast.walk(ast.parse(SOURCE))
+    raised = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert {reason.name for reason in main.Reason} <= raised
+    document = ok(service.client().get("/openapi.json"))
+    codes = document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]
+    assert codes == [reason.code for reason in main.Reason]
+    errors = (ROOT / "README.md").read_text().partition("\n## Errors\n")[2].partition("\n## ")[0]
+    statuses = {reason.code: str(reason.status) for reason in main.Reason}
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", errors, re.MULTILINE)
+    assert dict(rows) == statuses | {"other": "any"}
