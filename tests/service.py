@@ -299,16 +299,24 @@ def upload(by: httpx.Client, content: bytes | str, filename: str = "tasks.csv") 
     return by.post("/upload/csv", files={"file": (filename, content, "text/csv")})
 
 
+def wait_until(condition: Callable[[], T], seconds: float = 20) -> T:
+    """The first true value of the condition."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+    return value
+
+
 def finished(admin: httpx.Client, accepted: httpx.Response, seconds: float = 20) -> Any:
     """The upload, once it is done or has failed."""
     ok(accepted, 202)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = ok(admin.get(accepted.headers["Location"]))
-        if found["state"] in ("done", "failed"):
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not finished after {seconds} s: {found}")
+
+    def read_end() -> Any:
+        upload = ok(admin.get(accepted.headers["Location"]))
+        return upload if upload["state"] in ("done", "failed") else None
+
+    return wait_until(read_end, seconds)
 
 
 def without(mapping: dict[str, Any], *names: str) -> dict[str, Any]:
