@@ -1,142 +1,99 @@
 """A Streamlit client of the Projects & Tasks service, which it uses, and misuses, by HTTP alone.
 
-Start it with `streamlit run client/app.py`. API_URL names the service, by default http://127.0.0.1:8000.
+Start it with `streamlit run client/app.py`. API_URL names the service, by default
+http://127.0.0.1:8000.
 """
 
 import csv
 import io
-import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import date, timedelta
+from collections import Counter
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urlencode
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
-import altair as alt
 import pandas as pd
 import requests
 import streamlit as st
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 
-Json = dict[str, Any]
+import service
+from misbehave import misbehave
+from service import Json, ask, collect, guarded, plain, read, session, show_errors
+
 state = st.session_state
 
-API_URL = os.environ.get("API_URL", "http://127.0.0.1:8000").rstrip("/") + "/"
-TIMEOUT_SECONDS = (3, 60)  # to connect, and between two reads
-CARDS_PER_COLUMN, USERS_PER_PAGE, WEEKS_AHEAD, MAX_REJECTED_ROWS = 20, 50, 8, 500
+CARDS_PER_COLUMN, IMPORTS_PER_PAGE, USERS_PER_PAGE = 20, 10, 50
+WEEKS_AHEAD, MAX_REJECTED_ROWS = 8, 500
+NOBODY = -1  # the id of no user
 STATUSES = {"pending": "Pending", "in_progress": "In progress", "completed": "Completed"}
-ICONS = {"pending": ":material/undo:", "in_progress": ":material/play_arrow:", "completed": ":material/check:"}
+ICONS = {"pending": "undo", "in_progress": "play_arrow", "completed": "check"}
+ICONS = {status: f":material/{icon}:" for status, icon in ICONS.items()}
 NEW_PROJECT: Json = {"name": None, "description": None}
 NEW_TASK: Json = {"title": None, "description": None, "status": "pending", "priority": 0}
 NEW_TASK |= {"due_date": None, "assigned_to": None, "repository": None}
 NARROW = ("priority", "due_date", "assigned_to", "repository")  # two of these beside one another
-DATES: Any = {"min_value": date(1900, 1, 1), "max_value": date(9998, 12, 31), "format": "YYYY-MM-DD"}
+DATES: Any = {"min_value": date(1900, 1, 1), "max_value": date(9998, 12, 31)}
+DATES |= {"format": "DD.MM.YYYY"}
 KEPT: Any = {"persist_state": "session"}  # also while another page, or the sign-in, is shown
+BARE: Any = {"label_visibility": "collapsed"}
+ROW: Any = {"horizontal": True, "vertical_alignment": "center"}
 
-# ------------------------------------------------------------------------------------------ requests
-
-
-def send(method: str, path: str, token: str = "", **options: Any) -> requests.Response:
-    """One request and its response, whatever the status. `path` is relative to API_URL, or a link of the service."""
-    headers = options.pop("headers", {}) | ({"Authorization": f"Bearer {token}"} if token else {})
-    return requests.request(method, urljoin(API_URL, path), headers=headers, timeout=TIMEOUT_SECONDS, **options)
+# ------------------------------------------------------------------------- what pages share
 
 
-def ask(method: str, path: str, **options: Any) -> requests.Response:
-    """A request that succeeds or raises. An expired access token is refreshed once."""
-    tokens = state.get("tokens", {})
-    response = send(method, path, tokens.get("access_token", ""), **options)
-    if response.status_code == 401 and tokens:
-        refreshed = send("POST", "auth/refresh", json={"refresh_token": tokens["refresh_token"]})
-        refreshed.raise_for_status()
-        state.tokens = refreshed.json()
-        response = send(method, path, state.tokens["access_token"], **options)
-    response.raise_for_status()
-    return response
+def now() -> datetime:
+    return datetime.now(ZoneInfo(st.context.timezone or "UTC"))
 
 
-def collect(path: str, pages: int = 5) -> list[Json]:
-    """The rows of the first pages of a list, to choose from."""
-    response = ask("GET", path)
-    link = response.links.get("next") if pages > 1 else None
-    return [*response.json(), *(collect(link["url"], pages - 1) if link else [])]
+def say_date(day: date) -> str:
+    return f"{day.day} {day:%b}" if day.year == now().year else f"{day.day} {day:%b %Y}"
 
 
-def write(method: str, path: str, seen: Json, changes: Json | None = None) -> None:
-    """Change the version that was seen. If there is a newer one, keep both for `show_conflict`."""
-    condition = {"If-Match": f'"{seen["version"]}"'} if "version" in seen else {"Idempotency-Key": seen["key"]}
-    try:
-        ask(method, path, json=changes, headers=condition)
-        state.drafts.pop(path, None)
-        st.toast("Deleted." if method == "DELETE" else "Saved.")
-    except requests.HTTPError as error:
-        if error.response is None or error.response.status_code != 412:
-            raise
-        theirs = ask("GET", path).json()
-        state.conflict = method, path, theirs | changes if changes else seen, theirs, changes
+def say_time(instant: str) -> str:
+    local = datetime.fromisoformat(instant).astimezone(now().tzinfo)
+    return f"{say_date(local)}, {local:%H:%M}"
 
 
-def is_ready() -> bool:
-    with suppress(requests.RequestException):
-        return send("GET", "readyz").ok
-    return False
+def say_count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-# ------------------------------------------------------------------------------------------ what pages share
-
-
-@contextmanager
-def guarded(place: Any = st) -> Iterator[None]:
-    """Show a failure as a sentence. If the service is unreachable, the page ends here and recovers by itself."""
-    try:
-        yield
-    except requests.RequestException as error:
-        status, sentence = 503, f"The service at {API_URL} cannot be reached."
-        if (response := error.response) is not None:
-            problem: Json = {"detail": f"The service answered {response.status_code} {response.reason}."}
-            if "problem+json" in response.headers.get("Content-Type", ""):
-                problem = response.json()
-            fields = [f"{wrong['loc'][-1]}: {wrong['msg']}" for wrong in problem.get("errors", [])]
-            status, sentence = response.status_code, "; ".join(fields) or problem["detail"]
-        if status == 401 and "tokens" in state:
-            del state.tokens
-            st.rerun()
-        if status == 503 and not is_ready():
-            wait_for_service(sentence)
-            st.stop()
-        place.error(plain(sentence), icon=":material/block:")
-
-
-@st.fragment(run_every=2)
-def wait_for_service(sentence: str) -> None:
-    if is_ready():
-        st.rerun()
-    st.warning(f"{plain(sentence)} This page recovers by itself.", icon=":material/cloud_off:")
-
-
-def plain(text: object) -> str:
-    """Text with the characters escaped that Markdown would interpret."""
-    return re.sub(r"([\\`*_\[\]<>$:~#|])", r"\\\1", " ".join(str(text).split()))
+def show_button(label: str, key: str, act: Callable[..., Any], *args: Any, **options: Any) -> None:
+    st.button(label, key, on_click=act, args=args, **options)
 
 
 def show_page(first: str, size: int) -> requests.Response:
-    """One page of a list, with buttons for the next, by `Link`, and the previous. Other filters are another list."""
+    """One page of a list, with buttons for the next, by `Link`, and the previous."""
     visited = state.setdefault("visited", {}).setdefault(first, [first])
     response = ask("GET", visited[-1])
     start, link = (len(visited) - 1) * size, response.links.get("next", {}).get("url")
     if start or link:
-        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-            st.button("Previous", key=f"previous {first}", disabled=not start, on_click=visited.pop)
+        with st.container(horizontal_alignment="distribute", **ROW):
+            show_button("Previous", f"previous {first}", visited.pop, disabled=not start)
             st.caption(f"{start + 1:,} to {start + len(response.json()):,}", width="content")
-            st.button("Next", key=f"next {first}", disabled=not link, on_click=visited.append, args=(link,))
+            show_button("Next", f"next {first}", visited.append, link, disabled=not link)
     return response
 
 
+def collect_names(path: str, id: str) -> dict[int, str]:
+    return {row[id]: row["username"] for row in collect(f"{path}?limit=200")}
+
+
+# ------------------------------------------------------------------------ editor and dialogs
+
+
 def edit(path: str, seen: Json, fields: Json) -> None:
-    """Open the editor on the version that was seen; what has no version yet is to be created."""
+    """Open the editor on the version that was seen; what has no version is to be created."""
     for name in fields:
-        state[f"{path} {name}"] = date.fromisoformat(seen[name]) if name == "due_date" and seen[name] else seen[name]
+        is_date = name == "due_date" and seen[name]
+        state[f"{path} {name}"] = date.fromisoformat(seen[name]) if is_date else seen[name]
+    state.column = seen.get("status", "pending")  # a phone shows no other
     # One key per draft: a double click, or a retry after a lost response, creates one resource.
     state.drafts[path] = seen | {"key": str(uuid4())}, fields
 
@@ -147,7 +104,27 @@ def save(path: str, seen: Json, fields: Json) -> None:
         if draft.get("due_date"):
             draft["due_date"] = draft["due_date"].isoformat()
         changes = {name: value for name, value in draft.items() if value != seen[name]}
-        state.request = "PATCH" if "version" in seen else "POST", path, seen, changes
+        write("PATCH" if "version" in seen else "POST", path, seen, changes)
+
+
+def write(method: str, path: str, seen: Json, changes: Json | None = None) -> None:
+    """Change the version that was seen. If there is a newer one, show both."""
+    version = seen.get("version")
+    condition = {"If-Match": f'"{version}"'} if version else {"Idempotency-Key": seen["key"]}
+    with guarded(path):
+        try:
+            written = ask(method, path, json=changes, headers=condition)
+        except requests.HTTPError as error:
+            if error.response is None or error.response.status_code != 412:
+                raise
+            theirs = ask("GET", path).json()
+            conflict = method, path, theirs | changes if changes else seen, theirs, changes
+            state.dialog = "Somebody saved another version", show_conflict, *conflict
+            return
+        close(path)
+        if path == "projects/":
+            state.project = written.json()["id"]
+        st.toast("Deleted." if method == "DELETE" else "Saved.")
 
 
 def show_editor(path: str) -> bool:
@@ -155,92 +132,120 @@ def show_editor(path: str) -> bool:
     if path not in state.drafts:
         return False
     (seen, fields), names = state.drafts[path], state.names
+    is_new = "version" not in seen
+    if is_new and not state.is_admin:
+        names = {state.user["id"]: state.user["username"]}
+    person: Json = {"options": names, "index": None, "format_func": names.get}
+    person["disabled"] = not names or not (is_new or state.is_admin)
+    status: Json = {"options": STATUSES, "format_func": STATUSES.get, "required": True}
     widgets: dict[str, tuple[Any, Json]] = {
         "description": (st.text_area, {"value": None, "height": 100}),
-        "status": (st.segmented_control, {"options": STATUSES, "format_func": STATUSES.get, "required": True}),
-        "priority": (st.number_input, {"step": 1}),
-        "due_date": (st.date_input, DATES),
-        "assigned_to": (st.selectbox, {"options": names, "index": None, "format_func": names.get}),
+        "status": (st.segmented_control, status),
+        "priority": (st.number_input, {"step": 1, "help": "The highest comes first."}),
+        "due_date": (st.date_input, {"value": None} | DATES),
+        "assigned_to": (st.selectbox, person),
     }
     with st.container(border=True):
         grid = st.grid(2, min_column_width=120)
         for name in fields:
             widget, options = widgets.get(name, (st.text_input, {"value": None}))
-            label, key = name.replace("_", " ").capitalize(), f"{path} {name}"
             with grid.cell(column_span=1 if name in NARROW else "all"):
-                # Not in st.form: what is typed is sent with every click, so that no click can lose it.
-                widget(label, key=key, on_change="ignore", **options, **KEPT)
-        with st.container(horizontal=True):
-            st.button("Save", key=f"{path} save", type="primary", on_click=save, args=(path, seen, fields))
-            st.button("Cancel", key=f"{path} cancel", on_click=state.drafts.pop, args=(path, None))
-            if "version" in seen:
-                st.button(
-                    "Delete", key=f"{path} delete", on_click=state.update, kwargs={"request": ("DELETE", path, seen)}
-                )
+                # Not in st.form: what is typed is sent with every click, so no click can lose it.
+                options |= {"key": f"{path} {name}", "on_change": "ignore"} | KEPT
+                widget(name.replace("_", " ").capitalize(), **options)
+                show_errors(path, name)
+        if "assigned_to" in fields and not names:
+            st.caption("Nobody can be assigned: add members first, on the page Project.")
+        show_errors(path)
+        with st.container(**ROW):
+            show_button("Save", f"{path} save", save, path, seen, fields, type="primary")
+            show_button("Cancel", f"{path} cancel", close, path)
+            if not is_new:
+                dialog = {"dialog": ("Delete?", show_deletion, path, seen)}
+                show_button("Delete", f"{path} delete", state.update, dialog)
     return True
 
 
-@st.dialog("Somebody saved another version", width="medium", on_dismiss=lambda: state.pop("conflict"))
-def show_conflict() -> None:
+def close(draft: str = "") -> None:
+    state.pop("dialog", None)
+    state.drafts.pop(draft, None)
+
+
+def show_dialog() -> None:
+    title, show, *arguments = opened = state.dialog
+
+    def show_opened() -> None:
+        if state.get("dialog") != opened:
+            st.rerun()
+        with guarded():
+            show(*arguments)
+
+    st.dialog(title, width="medium", on_dismiss=close)(show_opened)()
+
+
+def show_deletion(path: str, seen: Json) -> None:
+    what = f"the task **{plain(seen.get('title'))}**"
+    if "name" in seen:
+        number = int(ask("GET", f"{path}/tasks/?limit=1&count=true").headers["X-Total-Count"])
+        what = f"the project **{plain(seen['name'])}** and its {say_count(number, 'task')}"
+    st.write(f"This deletes {what}. It cannot be undone.")
+    show_errors(path)
+    with st.container(**ROW):
+        show_button("Delete", "confirm", write, "DELETE", path, seen, type="primary")
+        show_button("Keep", "keep", close)
+
+
+def show_conflict(method: str, path: str, mine: Json, theirs: Json, changes: Json | None) -> None:
     """Both versions side by side. Closing the dialog returns to the editor."""
-    method, path, mine, theirs, changes = state.conflict
-    labels, rows = {"status": STATUSES, "assigned_to": state.names}, []
+    labels: Json = {"status": STATUSES, "assigned_to": state.names}
+    rows = []
     for name in NEW_TASK if "title" in theirs else NEW_PROJECT:
-        versions = [plain(labels.get(name, {}).get(version[name], version[name])) for version in (mine, theirs)]
+        versions = [labels.get(name, {}).get(row[name], row[name]) for row in (mine, theirs)]
         mark = "{}" if versions[0] == versions[1] else ":orange-background[{}]"
-        rows.append([name.replace("_", " "), *map(mark.format, versions)])
-    st.table(pd.DataFrame(rows, columns=["", "Yours" if changes else "Deleted by you", "Theirs"]), hide_index=True)
-    with st.container(horizontal=True):
-        mine_again: Any = {"on_click": state.update, "kwargs": {"request": (method, path, theirs, changes)}}
-        keeps_mine = st.button("Keep mine", key="keep_mine", type="primary", **mine_again)
-        keeps_theirs = st.button("Keep theirs", key="keep_theirs", on_click=state.drafts.pop, args=(path, None))
-    if keeps_mine or keeps_theirs:
-        del state.conflict
-        st.rerun()
+        texts = [mark.format("-" if text is None else plain(text)) for text in versions]
+        rows.append([name.replace("_", " ").capitalize(), *texts])
+    columns = ["", "Yours" if changes else "Deleted by you", "Theirs"]
+    st.table(pd.DataFrame(rows, columns=columns), hide_index=True)
+    show_errors(path)
+    with st.container(**ROW):
+        again = method, path, theirs, changes
+        show_button("Keep mine", "keep_mine", write, *again, type="primary")
+        show_button("Keep theirs", "keep_theirs", close, path)
 
 
-# ------------------------------------------------------------------------------------------ pages
-
-
-def show_sign_in() -> None:
-    with st.container(horizontal_alignment="center"), st.form("sign_in", width=420):
-        st.title("Projects & Tasks")
-        if "user" in state:
-            st.warning("Your session has ended. Sign in again; what you typed is kept.")
-        account = {"username": st.text_input("Username", state.get("user", {}).get("username", ""))}
-        account["password"] = st.text_input("Password", type="password")
-        email = st.text_input("Email (to register, optional)")
-        with st.container(horizontal=True):
-            clicked = st.form_submit_button("Sign in", type="primary"), st.form_submit_button("Register")
-        if any(clicked):
-            with guarded():
-                if clicked[1]:
-                    ask("POST", "auth/register", json=account | {"email": email or None})
-                tokens = ask("POST", "auth/login", json=account).json()
-                if state.get("user", tokens["user"]) != tokens["user"]:
-                    state.clear()  # drafts are for the person who typed them
-                state.update(tokens=tokens, user=tokens["user"])
-                st.rerun()
+# ------------------------------------------------------------------------------------ pages
 
 
 def show_board() -> None:
-    path, names = f"projects/{state.project_id}/tasks/", state.names
+    path = f"projects/{state.project}/tasks/"
     query: Json = {"limit": CARDS_PER_COLUMN, "count": "true"}
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        query["q"] = st.text_input("Search", placeholder="title or description", key="q", **KEPT)
-        query["assigned_to"] = st.selectbox("Assignee", names, None, names.get, "who", placeholder="anybody", **KEPT)
-        query["repository"] = st.text_input("Repository", placeholder="owner/name", key="repository", **KEPT)
-        due = st.date_input("Due from, to", [], key="due", **DATES, **KEPT)
-        st.button("New task", key="new_task", type="primary", on_click=edit, args=(path, NEW_TASK, NEW_TASK))
+    with st.container(wrap=False, **ROW):
+        query["q"] = st.text_input("Search", placeholder="Search", key="q", **BARE, **KEPT)
+        is_filtered = any(state.get(key) for key in ("who", "repository", "due"))
+        mark = ":material/filter_alt:" if is_filtered else None
+        with st.popover("Filter", key="filters", icon=mark):
+            people = {NOBODY: "Nobody"} | state.names
+            who = st.selectbox("Assignee", people, None, people.get, "who", **KEPT)
+            query["repository"] = st.text_input("Repository", key="repository", **KEPT)
+            due = st.date_input("Due from, to", [], key="due", **DATES, **KEPT)
+        show_button("New task", "new_task", edit, path, NEW_TASK, NEW_TASK, type="primary")
+    query |= {"unassigned": "true"} if who == NOBODY else {"assigned_to": who}
     for name, day, days in zip(("due_after", "due_before"), due, (-1, 1), strict=False):
         query[name] = day + timedelta(days=days)
-    shown = set()  # a task whose status changes between two of the requests is in two of the responses
+    filters = {name: value for name, value in query.items() if value}
+    hint = st.container()
+    tabs: Any = {"default": "pending", "format_func": STATUSES.get, "required": True} | BARE
+    chosen = st.segmented_control("Status", STATUSES, key="column", width="stretch", **tabs)
+    others = ", ".join(f".stColumn:has(.st-key-{name})" for name in STATUSES if name != chosen)
+    st.html(f"<style>@media (max-width: 640px) {{ {others} {{ display: none }} }}</style>")
+    shown = set()  # a task whose status changes between two of the requests is in two responses
     for column, status in zip(st.columns(3), STATUSES, strict=True):
-        with column:
+        with column, st.container(key=status):
             cards = st.container()
-            filters = {name: value for name, value in query.items() if value} | {"status": status}
-            response = show_page(f"{path}?{urlencode(filters)}", CARDS_PER_COLUMN)
-            cards.markdown(f"##### {STATUSES[status]} :gray-badge[{int(response.headers['X-Total-Count']):,}]")
+            page = f"{path}?{urlencode(filters | {'status': status})}"
+            response = show_page(page, CARDS_PER_COLUMN)
+            number = int(response.headers["X-Total-Count"])
+            cards.markdown(f"##### {STATUSES[status]} :gray-badge[{number:,}]")
             with cards:
                 if status == "pending":
                     show_editor(path)
@@ -248,203 +253,254 @@ def show_board() -> None:
                     if task["id"] not in shown and not show_editor(f"tasks/{task['id']}"):
                         show_card(task, f"tasks/{task['id']}")
                     shown.add(task["id"])
+    if not shown:
+        is_all = len(filters) == 2
+        hint.info("No tasks yet. Add the first: *New task*." if is_all else "No task matches.")
 
 
 def show_card(task: Json, path: str) -> None:
     due, person, repository = task["due_date"], task["assigned_to"], task["repository"]
-    color = "red" if due and due < date.today().isoformat() and not task["completed"] else "gray"
+    day = date.fromisoformat(due) if due else date.max
+    color = "red" if day < now().date() and not task["completed"] else "gray"
+    stars = f":material/star: {task['repository_stars'] or 0:,}"
     badges = [
-        f":violet-badge[priority {task['priority']}]",
-        due and f":{color}-badge[:material/event: {due}]",
-        person and f":blue-badge[:material/person: {plain(state.names.get(person, person))}]",
-        repository and f":orange-badge[{plain(repository)} :material/star: {task['repository_stars']:,}]",
+        task["priority"] and f":violet-badge[priority {task['priority']}]",
+        due and f":{color}-badge[:material/event: {say_date(day)}]",
+        person and f":blue-badge[:material/person: {plain(state.names.get(person, 'somebody'))}]",
+        repository and f":orange-badge[{plain(repository)} {stars}]",
     ]
-    with st.container(border=True, gap="xsmall", key=path):
-        with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", wrap=False):
+    with st.container(border=True, gap="xsmall", key=f"card {path}"):
+        with st.container(gap="xsmall", wrap=False, **ROW):
             st.markdown(f"**{plain(task['title'])}**", width="stretch")
-            for status in [other for other in STATUSES if other != task["status"]]:
-                move: Any = {"on_click": state.update, "kwargs": {"request": ("PATCH", path, task, {"status": status})}}
-                st.button(ICONS[status], key=f"{path} {status}", help=STATUSES[status], type="tertiary", **move)
-            to_edit: Any = {"on_click": edit, "args": (path, task, NEW_TASK)}
-            st.button(":material/edit:", key=f"{path} edit", help="Edit", type="tertiary", **to_edit)
+            if state.is_admin or state.user["id"] in (task["created_by"], person):
+                for status in [other for other in STATUSES if other != task["status"]]:
+                    icon, key, help = (
+                        ICONS[status],
+                        f"{path} {status}",
+                        f"Move to {STATUSES[status]}",
+                    )
+                    move = "PATCH", path, task, {"status": status}
+                    show_button(icon, key, write, *move, help=help, type="tertiary")
+                pen: Any = {"help": "Edit", "type": "tertiary"}
+                show_button(":material/edit:", f"{path} edit", edit, path, task, NEW_TASK, **pen)
         if task["description"]:
             st.caption(plain(task["description"][:200]))
         st.markdown(" ".join(filter(None, badges)))
 
 
 def show_overview() -> None:
-    export = ask("GET", f"projects/{state.project_id}/tasks/export").content
-    tasks = pd.read_csv(io.BytesIO(export), usecols=["status", "due_date"], dtype=str, keep_default_na=False)
-    monday = date.today() - timedelta(days=date.today().weekday())
-    weeks = ["earlier", *(f"{monday + timedelta(weeks=n):%d %b}" for n in range(WEEKS_AHEAD)), "later", "no date"]
-    tasks["status"], statuses = tasks.status.map(STATUSES), [*STATUSES.values()]
-    tasks["due in the week from"] = [
-        weeks[1 + max(-1, min((date.fromisoformat(due) - monday).days // 7, WEEKS_AHEAD))] if due else "no date"
-        for due in tasks.due_date
-    ]
-    counts = tasks.value_counts(["status", "due in the week from"]).reset_index(name="tasks")
-    left, right = st.columns([1, 3])
-    for column, name, values in ((left, "status", statuses), (right, "due in the week from", weeks)):
-        x = alt.X(name, scale=alt.Scale(domain=values), axis=alt.Axis(labelAngle=0))
-        y = alt.Y("sum(tasks)", title="tasks", axis=alt.Axis(format=",d", tickMinStep=1))
-        color = alt.Color("status", scale=alt.Scale(domain=statuses), legend=None)
-        bars = alt.Chart(counts, height=400).mark_bar().encode(x, y, color, tooltip=["status", name, "sum(tasks)"])
-        column.altair_chart(bars, alt=f"Tasks by {name}")
+    export = read(f"projects/{state.project}/tasks/export")
+    tasks = pd.read_csv(io.BytesIO(export), dtype=str, keep_default_na=False)
+    if tasks.empty:
+        st.info("Nothing to count yet. Add tasks on the page Board.")
+        return
+    monday = now().date() - timedelta(days=now().weekday())
+    ahead = [say_date(monday + timedelta(weeks=week)) for week in range(WEEKS_AHEAD)]
+    names, weeks = ["Earlier", *ahead, "Later", "No date"], []
+    for due in tasks.due_date:
+        week = (date.fromisoformat(due) - monday).days // 7 if due else 0
+        weeks.append(names[1 + max(-1, min(week, WEEKS_AHEAD))] if due else "No date")
+    tasks["Due in the week from"] = pd.Categorical(weeks, names, ordered=True)
+    statuses = tasks.status.map(STATUSES)
+    tasks["Status"] = pd.Categorical(statuses, [*STATUSES.values()], ordered=True)
+    left, right = st.columns([1, 2])
+    for column, name in ((left, "Status"), (right, "Due in the week from")):
+        column.markdown(f"##### {name}")
+        counts = tasks.groupby([*{"Status", name}], observed=False).size().reset_index(name="Tasks")
+        column.bar_chart(counts, x=name, y="Tasks", color="Status", x_label="")
 
 
 def show_project() -> None:
-    path, names = f"projects/{state.project_id}", state.names
+    path, names = f"projects/{state.project}", state.names
     project = ask("GET", path).json()
     left, right = st.columns(2)
-    with right:
-        st.markdown("##### Members")
-        st.write(", ".join(map(plain, names.values())) or "Nobody.")
-        if state.user["role"] == "admin":
-            others = {user["id"]: user["username"] for user in collect("users/?limit=200") if user["id"] not in names}
-            with st.form("members", clear_on_submit=True), guarded():
-                added = st.multiselect("Add", others, format_func=others.__getitem__, key="added")
-                removed = st.multiselect("Remove", names, format_func=names.__getitem__, key="removed")
-                if st.form_submit_button("Save members"):
-                    for method, id in [*(("PUT", id) for id in added), *(("DELETE", id) for id in removed)]:
-                        ask(method, f"{path}/members/{id}")
-                    st.rerun()
     with left:
         if not show_editor(path) and not show_editor("projects/"):
             st.markdown(f"##### {plain(project['name'])}")
             st.text(project["description"] or "No description.")
-        with st.container(horizontal=True):
-            if state.user["role"] == "admin":
-                st.button("Edit", key="edit_project", on_click=edit, args=(path, project, NEW_PROJECT))
-                st.button("New project", key="new_project", on_click=edit, args=("projects/", NEW_PROJECT, NEW_PROJECT))
-            if st.button("Export tasks", key="export"):
-                name, tasks = f"project_{project['id']}_tasks.csv", ask("GET", f"{path}/tasks/export").content
-                st.download_button(f"Save {name}", tasks, name, "text/csv", on_click="ignore")
+            with st.container(**ROW):
+                if state.is_admin:
+                    show_button("Edit", "edit_project", edit, path, project, NEW_PROJECT)
+                    new = "projects/", NEW_PROJECT, NEW_PROJECT
+                    show_button("New project", "new_project", edit, *new)
+                export: Any = partial(read, f"{path}/tasks/export?bom=true", session())
+                name = f"{project['name']}.csv"
+                st.download_button("Export tasks", export, name, "text/csv", on_click="ignore")
+    with right:
+        st.markdown("##### Members")
+        for name in names.values():
+            st.markdown(f":material/person: {plain(name)}")
+        if not names:
+            st.info("Nobody yet. Add people, who then see the project and can be given its tasks.")
+        if state.is_admin:
+            everybody = collect_names("users/", "id") | names
+            others = [id for id in everybody if id not in names]
+            choose: Any = {"format_func": everybody.get}
+            with st.form("members", clear_on_submit=True), guarded():
+                added = st.multiselect("Add", others, key="added", **choose)
+                removed = st.multiselect("Remove", names, key="removed", **choose)
+                if st.form_submit_button("Save members"):
+                    for method, ids in (("PUT", added), ("DELETE", removed)):
+                        for id in ids:
+                            ask(method, f"{path}/members/{id}")
+                    st.rerun()
 
 
 def show_uploads() -> None:
-    file = st.file_uploader("A CSV file of tasks", type="csv", key="file")
-    if st.button("Import", type="primary", disabled=file is None, key="import") and file:
-        with guarded():
-            sent = ask("POST", "upload/csv", files={"file": (file.name, file.getvalue(), "text/csv")})
-            state.upload = sent.json()["id"]
-    uploads = {upload["id"]: upload for upload in ask("GET", "uploads/?limit=50").json()}
-    if not uploads:
-        return
-    label = "{created_at:.16} · {filename} · {state} · {rows_inserted:,} stored · {rows_rejected:,} rejected"
-    id = st.selectbox("Uploads", uploads, format_func=lambda id: label.format_map(uploads[id]), key="upload")
-    upload = uploads[id]
-    is_running = upload["finished_at"] is None
+    number = state.setdefault("imports", 0)
+    file = st.file_uploader("A CSV file of tasks", type="csv", key=f"file {number}")
+    is_empty = file is None
+    show_button("Import", "import", import_file, file, number, type="primary", disabled=is_empty)
+    show_errors("upload/csv")
 
-    @st.fragment(run_every=1 if is_running else None)
-    def show_progress() -> None:
+    @st.fragment(run_every=1 if state.get("is_importing") else None)
+    def show_imports() -> None:
         with guarded():
-            now = ask("GET", f"uploads/{id}").json() if is_running else upload
-            done, total = now["rows_done"], now["rows_total"]
-            st.progress(done / max(total, 1), f"{now['state']}: {done:,} of {total:,} rows. {now['error'] or ''}")
-            if is_running and now["finished_at"]:
+            uploads = show_page(f"uploads/?limit={IMPORTS_PER_PAGE}", IMPORTS_PER_PAGE).json()
+            for upload in uploads:
+                show_upload(upload)
+            if not uploads:
+                st.info("No file yet. *Export tasks*, on the page Project, gives you an example.")
+            was_importing = state.get("is_importing", False)
+            state.is_importing = any(upload["finished_at"] is None for upload in uploads)
+            if state.is_importing != was_importing:
                 st.rerun()
+        if "away" in state or "tokens" not in session():
+            st.rerun()
 
-    show_progress()
-    if upload["rows_rejected"] and not is_running:
-        errors = ask("GET", f"uploads/{id}/errors").content
-        lines = [*csv.reader(io.StringIO(errors.decode(), newline=""))][1 : MAX_REJECTED_ROWS + 1]
-        rows = [{"line": line, "reason": reason, "row": ", ".join(cells)} for *cells, line, reason in lines]
-        st.dataframe(rows, hide_index=True, column_config={"reason": st.column_config.Column(width="large")})
-        name = f"{upload['filename'].removesuffix('.csv')}_errors.csv"
-        st.download_button(f"Save {name}", errors, name, "text/csv", on_click="ignore", key="errors")
+    show_imports()
+
+
+def import_file(file: Any, number: int) -> None:
+    if number == state.imports:  # else it is the second click of two
+        with guarded("upload/csv"):
+            ask("POST", "upload/csv", files={"file": (file.name, file.getvalue(), "text/csv")})
+            state.imports += 1  # the next uploader has no file, and so a button without use
+            state.is_importing = True
+
+
+def show_upload(upload: Json) -> None:
+    words = {"queued": "waiting", "running": "in progress", "done": "done", "failed": "failed"}
+    label = f"**{plain(upload['filename'])}** · {say_time(upload['created_at'])} · "
+    label += f"{words[upload['state']]}, {say_count(upload['rows_inserted'], 'task')} imported"
+    if upload["rows_rejected"]:
+        label += f", {say_count(upload['rows_rejected'], 'row')} rejected"
+    with st.expander(label, key=f"upload {upload['id']}", on_change="rerun") as details:
+        if details.open:
+            st.write(upload["error"] or f"{upload['rows_done']:,} of {upload['rows_total']:,} rows")
+            if upload["rows_rejected"]:
+                show_rejected_rows(upload)
+
+
+def show_rejected_rows(upload: Json) -> None:
+    errors = read(f"uploads/{upload['id']}/errors?bom=true")
+    lines = [*csv.reader(io.StringIO(errors.decode("utf-8-sig"), newline=""))][1:]
+    rows = [
+        {"Line": line, "Reason": why, "Row": ", ".join(row)}
+        for *row, line, why in lines[:MAX_REJECTED_ROWS]
+    ]
+    wide = {"Reason": st.column_config.Column(width="large")}
+    st.dataframe(rows, hide_index=True, column_config=wide)
+    name = f"{upload['filename'].removesuffix('.csv')}_errors.csv"
+    st.download_button(f"Save {name}", errors, name, "text/csv", on_click="ignore", key=name)
 
 
 def show_users() -> None:
-    users = pd.DataFrame(show_page(f"users/?limit={USERS_PER_PAGE}", USERS_PER_PAGE).json())
-    columns: Any = {"role": st.column_config.SelectboxColumn(options=["user", "admin"], required=True)}
-    columns |= {name: st.column_config.Column(disabled=True) for name in ("id", "username", "email", "created_at")}
-    edited = st.data_editor(users, hide_index=True, column_config=columns, key="users")
-    if st.button("Save users", type="primary", key="save_users"):
-        for before, after in zip(users.to_dict("records"), edited.to_dict("records"), strict=True):
-            if changes := {name: after[name] for name in ("role", "is_active") if after[name] != before[name]}:
-                ask("PATCH", f"users/{after['id']}", json=changes)
+    users = show_page(f"users/?limit={USERS_PER_PAGE}", USERS_PER_PAGE).json()
+    for user in users:
+        user |= {"email": user["email"] or "", "created_at": say_time(user["created_at"])}
+    role = st.column_config.SelectboxColumn("Role", options=["user", "admin"], required=True)
+    columns: Any = {"username": "Name", "role": role, "is_active": "May sign in"}
+    columns |= {"email": "Email", "created_at": "Since"}
+    table: Any = {"column_config": columns, "column_order": [*columns], "hide_index": True}
+    table["disabled"] = ["username", "email", "created_at"]
+    st.caption("Admins see and change everything, members what is in their projects.")
+    edited = st.data_editor(users, key="users", **table)
+    if st.button("Save users", "save_users", type="primary"):
+        for before, after in zip(users, edited, strict=True):
+            if changes := {name: after[name] for name in before if after[name] != before[name]}:
+                ask("PATCH", f"users/{before['id']}", json=changes)
         st.rerun()
 
 
-def send_bad_requests() -> Iterator[tuple[str, requests.Response]]:
-    """The bad requests of the button that was clicked, with the expected status. Tasks it creates are deleted."""
-    token, path, task = state.tokens["access_token"], f"projects/{state.project_id}", {"title": "Misbehave"}
-    if st.button("No token"):
-        yield "401", send("GET", path)
-    if st.button("A forged token"):
-        yield "401", send("GET", path, f"{token.rpartition('.')[0]}.{'A' * 43}")
-    if st.button("A stranger's project", help="This registers a stranger, once."):
-        stranger = state.setdefault("stranger", {"username": f"stranger-{uuid4().hex[:9]}", "password": uuid4().hex})
-        yield "201, or 409 from then on", send("POST", "auth/register", token, json=stranger)
-        tokens = send("POST", "auth/login", json=stranger).json()
-        yield "404", send("GET", path, tokens.get("access_token", ""))
-    if st.button("A stale ETag"):
-        created = ask("POST", "tasks/", json=task)
-        yield "201", created
-        path, stale = created.headers["Location"], {"If-Match": created.headers["ETag"]}
-        yield "200", send("PATCH", path, token, json={"priority": 1}, headers=stale)
-        yield "412", send("PATCH", path, token, json={"priority": 2}, headers=stale)
-        yield "204", send("DELETE", path, token)
-    if st.button("The same key twice"):
-        key = {"Idempotency-Key": str(uuid4())}
-        created = ask("POST", "tasks/", json=task, headers=key)
-        yield "201", created
-        yield "201", send("POST", "tasks/", token, json=task, headers=key)
-        yield "422", send("POST", "tasks/", token, json={"title": "Another"}, headers=key)
-        yield "204", send("DELETE", created.headers["Location"], token)
-    if st.button("Text for a number"):
-        yield "400 or 422", send("POST", "tasks/", token, json=task | {"priority": "high"})
-    if st.button("A body of 2 MiB"):
-        yield "413", send("POST", "tasks/", token, json={"title": "x" * 2 * 1024 * 1024})
-    if st.button("A database that is away", help="Stop the database, then ask."):
-        yield "200", send("GET", "livez")
-        yield "200, or 503 without a database", send("GET", "readyz")
+# ---------------------------------------------------------------------------- the application
+
+PROJECT_PAGES = {"Board": show_board, "Overview": show_overview, "Project": show_project}
+ADMIN_PAGES = {"Uploads": show_uploads, "Users": show_users}
 
 
-def misbehave() -> None:
-    st.caption("Each button sends what a client should not send, and shows requests and responses unchanged.")
-    with st.container(horizontal=True):
-        exchanges = list(send_bad_requests())
-    for expected, response in exchanges:
-        request: Any = response.request
-        left, right = st.columns(2)
-        sent = f"{request.method} {request.path_url}", request.headers, str(request.body or b"", "utf-8")
-        came = f"{response.status_code} {response.reason}", response.headers, response.text
-        for column, (first, headers, body) in ((left, sent), (right, came)):
-            text = "\n".join([first, *(f"{name}: {value}" for name, value in headers.items()), "", body])
-            column.code(text if len(text) < 3000 else f"{text:.1000}…", "http", wrap_lines=True)
-        right.badge(f"expected: {expected}", color="green" if str(response.status_code) in expected else "red")
+def find_owner(project: Json) -> str:
+    """Whose Inbox it is: its creator's, who is a member for good. Names never change."""
+    names = state.setdefault("people", {})
+    if state.is_admin and not names:
+        names |= collect_names("users/", "id")
+    if project["created_by"] not in names:
+        names |= collect_names(f"projects/{project['id']}/members/", "user_id")
+    return str(names.get(project["created_by"], "an admin"))
 
 
-# ------------------------------------------------------------------------------------------ the application
-
-PAGES = {"Board": show_board, "Overview": show_overview, "Project": show_project, "Misbehave": misbehave}
-ADMIN_PAGES = PAGES | {"Uploads": show_uploads, "Users": show_users}
+def name_projects() -> dict[int, str]:
+    """Names to tell projects apart: an Inbox has its owner's, and others are numbered."""
+    labels, taken = {}, Counter[str]()
+    for project in collect("projects/?limit=200"):
+        name = project["name"]
+        if name == "Inbox":
+            name = f"Inbox of {find_owner(project)}"
+        taken[name] += 1
+        labels[project["id"]] = name if taken[name] == 1 else f"{name} ({taken[name]})"
+    return labels
 
 
 def show_signed_in() -> None:
-    with guarded(st.bottom):
-        if "request" in state:  # the change that a click asked for, before the page is read
-            write(*state.pop("request"))
-    projects = {project["id"]: f"{project['name']} · {project['id']}" for project in collect("projects/?limit=200")}
-    pages = ADMIN_PAGES if state.user["role"] == "admin" else PAGES
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-        bare: Any = {"label_visibility": "collapsed"}
-        st.selectbox("Project", projects, format_func=projects.__getitem__, key="project_id", width=300, **bare, **KEPT)
-        bare |= {"default": "Board", "required": True, "key": "page", "bind": "query-params"}
-        page = st.segmented_control("Page", pages, **bare)
-        st.menu_button(plain(state.user["username"]), ["Sign out"], on_click=state.clear, key="account")
-    members = collect(f"projects/{state.project_id}/members/?limit=200")
-    state.names = {member["user_id"]: member["username"] for member in members}
+    pages = PROJECT_PAGES | (ADMIN_PAGES if state.is_admin else {}) | {"Misbehave": misbehave}
+    with st.container(wrap=False, **ROW):
+        left = st.container()
+        bound: Any = {"required": True, "bind": "query-params", **BARE}
+        page = st.segmented_control("Page", pages, default="Board", key="page", **bound)
+        to_page: Any = {"on_click": lambda: state.update(page=state.menu)}
+        st.menu_button(":material/menu:", pages, key="menu", help="Pages", **to_page)
+        service.show_account_menu()
+    with left:
+        if page in ADMIN_PAGES:
+            st.markdown(f"##### {page}")
+        else:
+            projects = name_projects()
+            bound["format_func"] = projects.get
+            st.selectbox("Project", projects, key="project", **bound)
+            state.names = collect_names(f"projects/{state.project}/members/", "user_id")
     pages[page]()
-    if "conflict" in state:
-        show_conflict()
+    if "dialog" in state:
+        show_dialog()
 
 
-st.set_page_config("Projects & Tasks", layout="wide")
-state.setdefault("drafts", {})
-with guarded():
-    if "tokens" in state:
-        show_signed_in()
+def show() -> None:
+    st.set_page_config("Projects & Tasks", layout="wide")
+    st.html(Path(__file__).with_name("style.css"))
+    tokens = session().get("tokens")
+    if tokens and state.get("user", tokens["user"])["id"] != tokens["user"]["id"]:
+        state.clear()  # drafts are for the person who typed them
+        session()["tokens"] = tokens
+    state.setdefault("drafts", {})
+    state.setdefault("errors", {})
+    with guarded():
+        if tokens:
+            state.user = tokens["user"]
+            state.is_admin = state.user["role"] == "admin"
+            show_signed_in()
+        else:
+            service.show_sign_in()
+    if tokens and "tokens" not in session():
+        st.rerun()
+    if "away" in state:
+        service.show_outage(state.pop("away"))
     else:
-        show_sign_in()
+        for sentence in state.errors.values():
+            st.bottom.error(plain(sentence), icon=":material/block:")
+        state.errors.clear()
+
+
+if __name__ == "__main__":  # Streamlit runs this file for each page
+    show()
+else:  # and `streamlit run` imports it
+    cookies = Middleware(BaseHTTPMiddleware, dispatch=service.name_browser)
+    app = st.App(__file__, middleware=[cookies])
