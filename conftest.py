@@ -119,7 +119,7 @@ def service(request: pytest.FixtureRequest) -> Iterator[Service]:
         return
     github: GitHub = request.getfixturevalue("github")
     new_database: NewDatabase = request.getfixturevalue("new_database")
-    settings = {"GITHUB_API_BASE": github.url, "GITHUB_TOKEN": github.token}
+    settings: Any = {"GITHUB_API_BASE": github.url, "GITHUB_TOKEN": github.token}
     with new_database() as url, serve(DATABASE_URL=url, **settings) as own:
         yield own
 
