@@ -39,10 +39,10 @@ class EmbeddedPostgres:
 
     def start(self, seconds: float = 60) -> dict[str, Any]:
         """Start the server or join it. Returns options for asyncpg, which then reads no PG*."""
-        self.folder.mkdir(0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(0o700, parents=True, exist_ok=True)  # hence -Atrust trusts no other user
         self.users = os.open(self.folder, os.O_DIRECTORY | os.O_NOFOLLOW)
         if os.fstat(self.users).st_uid != os.geteuid():
-            raise PermissionError(f"{self.folder} belongs to another user")
+            raise PermissionError(f"{str(self.folder)!r} belongs to another user")
         flock(self.users, LOCK_SH)  # waits while a watchdog stops its server
         with self.log.open("a") as log, suppress(BlockingIOError):
             flock(log, LOCK_EX | LOCK_NB)  # the watchdog and the server inherit this lock
@@ -54,7 +54,7 @@ class EmbeddedPostgres:
         with self.log.open() as log:
             flock(log, LOCK_SH)  # waits until they share it: the server is ready, or will not be
         if not self.is_ready():
-            raise ChildProcessError(f"PostgreSQL does not start; {self.log} says why")
+            raise ChildProcessError(f"PostgreSQL does not start; {str(self.log)!r} says why")
         near = f"/proc/self/fd/{self.users}/{self.data.name}"  # a socket's path has 103 bytes
         host = str(self.data) if len(os.fsencode(self.data)) < 85 else near
         options = {"host": host, "port": 5432, "user": "postgres", "database": "postgres"}
@@ -88,11 +88,11 @@ class EmbeddedPostgres:
         server = Popen([*follow, f"{PROGRAMS}/postgres", f"-D{self.data}", *POSTGRES], env=ENV)  # noqa: S603
         while not self.is_ready() and server.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        flock(sys.stdout, LOCK_SH)
-        flock(os.open(self.folder, os.O_DIRECTORY), LOCK_EX)
+        flock(sys.stdout, LOCK_SH)  # the log; those who start go on
+        flock(os.open(self.folder, os.O_DIRECTORY), LOCK_EX)  # waits for the last user
         server.send_signal(SIGINT)
         with suppress(TimeoutExpired):
-            server.wait(timeout=30)
+            server.wait(seconds)
         server.kill()
 
 

