@@ -61,8 +61,9 @@ from databases import Database
 from fastapi import APIRouter, Depends, FastAPI, Form, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.models import OAuth2, OAuthFlowPassword, OAuthFlows
-from fastapi.responses import RedirectResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
 from fastapi.security import APIKeyHeader
 from fastapi.security.base import SecurityBase
 from fastapi_offline import FastAPIOffline
@@ -500,7 +501,6 @@ class Reason(Enum):
 
 INT32: dict[str, Any] = {"format": "int32"}
 INT64: dict[str, Any] = {"format": "int64"}
-FIRST: dict[str, Any] = {"1": {"value": 1}}
 
 
 def example(text: str) -> ConfigDict:
@@ -517,10 +517,6 @@ class ProblemError(BaseModel):
 class Problem(BaseModel):
     """RFC 9457: the body of every answer of 400 and above."""
 
-    model_config = example(
-        """{"type": "about:blank", "title": "Not Found", "status": 404, "code": "not_found",
-        "detail": "There is no such resource, or you may not see it.", "instance": "f3b0c442"}"""
-    )
     type: Literal["about:blank"]
     title: str
     status: Annotated[int, Field(json_schema_extra=INT32)]
@@ -533,7 +529,6 @@ class Problem(BaseModel):
 class TokenProblem(Problem):
     """A refusal of `/auth/token`, with the names of RFC 6749 besides."""
 
-    model_config = ConfigDict(json_schema_extra={})
     error: Literal["invalid_request", "invalid_grant", "unsupported_grant_type"]
     error_description: str
 
@@ -653,6 +648,7 @@ def as_refusal(error: Exception, request_id: str) -> Refusal:
     return Refusal(Reason.INTERNAL_ERROR)
 
 
+PROBLEM_JSON = "application/problem+json"
 # The newest Python's.
 TITLES = STATUS_PHRASES | {413: "Content Too Large", 422: "Unprocessable Content"}
 
@@ -664,8 +660,7 @@ async def as_problem(request: Request, error: Exception) -> Response:
     reason, status, headers = refusal.reason, refusal.status, refusal.headers
     if status < 400:  # of an endpoint that was added
         return Response(None, status, headers)
-    problem = {"type": "about:blank", "title": TITLES.get(status, "Refused"), "status": status}
-    problem |= {"detail": refusal.detail, "code": reason.code, "instance": request_id}
+    problem = write_problem(refusal, request_id)
     if refusal.errors:
         problem["errors"] = refusal.errors
     if path.rstrip("/").endswith("/auth/token"):
@@ -675,7 +670,18 @@ async def as_problem(request: Request, error: Exception) -> Response:
         routes = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
         methods = {method for route in routes for method in getattr(route, "methods", None) or ()}
         headers["Allow"] = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
-    return Response(write_json(problem), status, headers, "application/problem+json")
+    return Response(write_json(problem), status, headers, PROBLEM_JSON)
+
+
+def write_problem(refusal: Refusal, request_id: str) -> dict[str, Any]:
+    return {
+        "type": "about:blank",
+        "title": TITLES.get(refusal.status, "Refused"),
+        "status": refusal.status,
+        "detail": refusal.detail,
+        "code": refusal.reason.code,
+        "instance": request_id,
+    }
 
 
 def write_json(value: object) -> str:
@@ -814,39 +820,40 @@ def issue_tokens(user: Row, session_end: datetime | None = None) -> Response:
     return Response(write_json(tokens), 200, {"Cache-Control": "no-store"}, "application/json")
 
 
-def problem_content(model: str = "Problem") -> dict[str, Any]:
-    return {"application/problem+json": {"schema": {"$ref": f"#/components/schemas/{model}"}}}
-
-
+TOKEN_PROBLEM = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/TokenProblem"}}}
 Responses: TypeAlias = dict[int | str, dict[str, Any]]
 
 
 def add_refusals(responses: Responses, *reasons: Reason) -> Responses:
-    """What an operation may refuse for, from the catalogue, as the document has it."""
+    """What an operation may refuse for, with an example each, as the document has it."""
     for reason in reasons:
-        known = responses.setdefault(
-            str(reason.status), {"description": "", "content": problem_content()}
-        )
-        known["description"] += f"`{reason.code}`: {reason.detail} "
+        schema = {"$ref": "#/components/schemas/Problem"}
+        content = {PROBLEM_JSON: {"schema": schema, "examples": {}}}
+        known = responses.setdefault(str(reason.status), {"content": content})
+        examples = known["content"][PROBLEM_JSON]["examples"]
+        examples[reason.code] = {"value": write_problem(Refusal(reason), "f3b0c44298fc1c14")}
+        details = [f"`{code}`: {each['value']['detail']}" for code, each in examples.items()]
+        known["description"] = " ".join(details)
     return responses
 
 
 RETRY_AFTER = {"description": "Seconds to wait.", "schema": {"type": "integer"}, "example": 1}
+FAILED: Responses = {
+    "default": add_refusals({}, Reason.INTERNAL_ERROR)["500"]
+    | {
+        "description": "Refused, or failed: `code` says why.",
+        "headers": {"Retry-After": RETRY_AFTER},
+    }
+}
 ROUTER: dict[str, Any] = {
     "generate_unique_id_function": lambda route: route.name,
-    "responses": {
-        "default": {
-            "description": "Refused, or failed: `code` says why.",
-            "headers": {"Retry-After": RETRY_AFTER},
-            "content": problem_content(),
-        }
-    },
+    "responses": FAILED,
 }
 # An endpoint's router says who may call it, and how much it may send.
 public = APIRouter(max_body_size=16 * 1024, **ROUTER)
 GUARDS = [Depends(api_key), Depends(authenticate)]
 api = APIRouter(dependencies=GUARDS, max_body_size=256 * 1024, **ROUTER)
-ROUTER["responses"] = add_refusals(dict(ROUTER["responses"]), Reason.FORBIDDEN)
+ROUTER["responses"] = add_refusals({**FAILED}, Reason.FORBIDDEN)
 admin = APIRouter(
     dependencies=[*GUARDS, Depends(require_admin)], max_body_size=256 * 1024, **ROUTER
 )
@@ -885,7 +892,11 @@ def check_int8(number: int) -> int:
 CLEAN = BeforeValidator(clean_text)
 INT8 = AfterValidator(check_int8)
 Id = Annotated[int, Field(ge=1, json_schema_extra=INT64, examples=[1]), INT8]
-PathId = Annotated[int, Path(ge=0, json_schema_extra=INT64, openapi_examples=FIRST), INT8]
+PathId = Annotated[
+    int,
+    Path(ge=0, json_schema_extra=INT64, examples=[1], description="The `id` from an answer."),
+    INT8,
+]
 Count = Annotated[int, Field(ge=0, json_schema_extra=INT32)]
 Text = Annotated[str, Field(max_length=10_000), CLEAN]
 ShortText = Annotated[str, Field(max_length=254), CLEAN]
@@ -904,7 +915,7 @@ IdempotencyKey = Annotated[
     Header(
         alias="Idempotency-Key",
         pattern=VISIBLE_ASCII,
-        description="Any text of yours. Retries with the same one are carried out once.",
+        description="Any text of yours, in ASCII. Retries with the same one are carried out once.",
     ),
 ]
 
@@ -915,10 +926,12 @@ def header(description: str, example: str | int) -> dict[str, Any]:
 
 
 ETAG = {"ETag": header("The version, for `If-Match` and `If-None-Match`.", '"1"')}
-LOCATION = {"Location": header("The URL of the resource.", "http://localhost:8000/tasks/1")}
+LOCATION = {"Location": header("The URL of the resource.", "http://x.org/tasks/1")}
 REPLAYED = {"Idempotent-Replayed": header("On the answer to a retry.", "true")}
 PAGING = {
-    "Link": header("The next page; absent on the last.", '<http://localhost:8000/…>; rel="next"'),
+    "Link": header(
+        "The next page; absent on the last.", '<http://x.org/tasks/?cursor=id.7.7>; rel="next"'
+    ),
     "X-Total-Count": header("With `count=true`: the number of all rows.", 24),
 }
 
@@ -932,7 +945,8 @@ def answers(status: int, headers: dict[str, Any], *reasons: Reason) -> dict[str,
     }
 
 
-CREATED = answers(201, LOCATION | ETAG | REPLAYED)
+CREATED = LOCATION | ETAG | REPLAYED
+WRITTEN = answers(200, ETAG, Reason.FORBIDDEN)
 LISTED = answers(200, PAGING)
 READ = answers(200, ETAG)
 READ["responses"][304] = {"description": "You have the current version.", "headers": ETAG}
@@ -1013,7 +1027,7 @@ async def read_versions(
             alias="If-Match",
             pattern=ENTITY_TAGS,
             description='Change this version only: `ETag`, or `version` in quotes, as `"3"`.',
-            openapi_examples={"any": {"value": "*"}},
+            examples=["*"],
         ),
     ] = None,
 ) -> list[str] | None:
@@ -1213,10 +1227,12 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
-Password = Annotated[str, Field(min_length=8, max_length=128), CLEAN]
+Password = Annotated[
+    str, Field(min_length=8, max_length=128, description="8 to 128 characters."), CLEAN
+]
 AnyPassword = Annotated[str, Field(max_length=1000), CLEAN]
 Username = Annotated[str, Field(pattern=USERNAME, description=PATTERNS[USERNAME])]
-Email = Annotated[str, Field(pattern=EMAIL, max_length=254), CLEAN]
+Email = Annotated[str, Field(pattern=EMAIL, max_length=254, description=PATTERNS[EMAIL]), CLEAN]
 
 
 class UserCreate(Body):
@@ -1236,8 +1252,8 @@ class TokenForm(BaseModel):
     """An OAuth2 form, which has more fields than these."""
 
     grant_type: str = "password"
-    username: ShortText = ""
-    password: AnyPassword = ""
+    username: Annotated[ShortText, Field(examples=["ada"])] = ""
+    password: Annotated[AnyPassword, Field(examples=["correct horse"])] = ""
     refresh_token: Annotated[str, Field(max_length=5000)] = ""
 
     @model_validator(mode="after")
@@ -1249,6 +1265,7 @@ class TokenForm(BaseModel):
 
 
 class RefreshRequest(Body):
+    model_config = example('{"refresh_token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIyIn0.a0wU"}')
     refresh_token: str = Field(max_length=5000)
 
 
@@ -1277,6 +1294,12 @@ class User(BaseModel):
 
 
 class Tokens(BaseModel):
+    model_config = example(
+        """{"access_token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIyIn0.Vt7Q", "token_type": "bearer",
+        "refresh_token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIyIn0.a0wU", "expires_in": 3600, "user":
+        {"id": 2, "username": "ada", "email": "ada@x.org", "role": "user", "is_active": true,
+        "created_at": "2027-01-15T09:30:00.000000Z"}}"""
+    )
     access_token: str
     refresh_token: str
     token_type: Literal["bearer"]
@@ -1427,7 +1450,7 @@ async def log_in(request: Request, credentials: Credentials) -> Response:
 @public.post(
     "/auth/token",
     response_model=Tokens,
-    responses={"default": {"description": "Refused.", "content": problem_content("TokenProblem")}},
+    responses={"default": {"description": "Refused.", "content": TOKEN_PROBLEM}},
 )
 async def issue_token(request: Request, form: Annotated[TokenForm, Form()]) -> Response:
     """Sign in, or refresh, by an OAuth2 form, as *Authorize* on this page does."""
@@ -1481,7 +1504,7 @@ async def read_user(user_id: PathId, caller: CurrentCaller) -> Response:
 @api.patch(
     "/users/{user_id}",
     response_model=User,
-    **answers(200, {}, Reason.FORBIDDEN, Reason.NAME_TAKEN),
+    **answers(200, {}, Reason.FORBIDDEN, Reason.NAME_TAKEN, Reason.TOO_MANY_ATTEMPTS),
 )
 async def update_user(
     request: Request, user_id: PathId, update: UserUpdate, caller: CurrentCaller
@@ -1575,7 +1598,7 @@ PROJECT_JSON = json_object(Project, "project")
 MEMBER_JSON = json_object(Member, "member", username="users.username")
 
 
-@admin.post("/projects/", response_model=Project, **CREATED)
+@admin.post("/projects/", response_model=Project, **answers(201, CREATED))
 async def create_project(
     request: Request, new: ProjectCreate, caller: CurrentCaller, key: IdempotencyKey = None
 ) -> Response:
@@ -1629,9 +1652,9 @@ async def select_project(project_id: int, caller: Caller) -> Row:
     name="put_project",
     summary="Update Project, as PATCH does",
     response_model=Project,
-    **READ,
+    **WRITTEN,
 )
-@admin.patch("/projects/{project_id}", response_model=Project, **READ)
+@admin.patch("/projects/{project_id}", response_model=Project, **WRITTEN)
 async def update_project(project_id: PathId, update: ProjectUpdate, versions: Versions) -> Response:
     """Change fields of a project; those left out keep their value, `null` clears an optional one.
 
@@ -1776,8 +1799,7 @@ RepositoryName = Annotated[str, Field(pattern=REPOSITORY, description=PATTERNS[R
 
 
 class TaskUpdate(Update):
-    """What people write of a task: also the columns of CSV files, in this order."""
-
+    # These are also the columns of CSV files, in this order.
     model_config = example('{"status": "in_progress", "priority": 7}')
     title: Name | MISSING = MISSING
     description: Text | MISSING | None = MISSING
@@ -1899,7 +1921,7 @@ class TaskPage(Page):
     sort: TaskSort = Field(
         TaskSort.PRIORITY_DESCENDING, description="`-` for descending; ties by id, nulls last."
     )
-    status: list[Status] | MISSING = Field(
+    status: Annotated[list[Status], Field(max_length=10)] | MISSING = Field(
         MISSING, description="Any of these; repeat the parameter for several."
     )
     completed: bool | MISSING = Field(MISSING, description="Whether `status` is `completed`.")
@@ -1923,10 +1945,13 @@ assert RANKS.keys() == set(TaskSort)
 assert FILTERS.keys() == TaskPage.model_fields.keys() - Page.model_fields.keys() - {"sort"}
 
 
+ADDED = answers(201, CREATED, Reason.FORBIDDEN, Reason.NOT_FOUND)
+
+
 @api.post(
     "/projects/{project_id}/tasks/",
     response_model=Task,
-    **CREATED,
+    **ADDED,
 )
 async def create_project_task(
     request: Request,
@@ -1940,7 +1965,7 @@ async def create_project_task(
     return await insert_task(request, project_id, new, caller, claim)
 
 
-@api.post("/tasks/", response_model=Task, **CREATED)
+@api.post("/tasks/", response_model=Task, **ADDED)
 async def create_task(
     request: Request, new: TaskCreateAnywhere, caller: CurrentCaller, key: IdempotencyKey = None
 ) -> Response:
@@ -2049,13 +2074,9 @@ async def read_task(
     name="put_task",
     summary="Update Task, as PATCH does",
     response_model=Task,
-    **answers(200, ETAG, Reason.FORBIDDEN),
+    **WRITTEN,
 )
-@api.patch(
-    "/tasks/{task_id}",
-    response_model=Task,
-    **answers(200, ETAG, Reason.FORBIDDEN),
-)
+@api.patch("/tasks/{task_id}", response_model=Task, **WRITTEN)
 async def update_task(
     request: Request,
     task_id: PathId,
@@ -2233,8 +2254,10 @@ UPLOAD_FORM = """{"required": true, "content": {"multipart/form-data": {"schema"
     "type": "object", "required": ["file"],
     "properties": {"file": {"type": "string", "format": "binary"}}}}}}"""
 CSV_HEADERS = {"Content-Disposition": header("A file name.", 'attachment; filename="tasks.csv"')}
-CSV_FILE = answers(200, CSV_HEADERS)
-CSV_FILE["responses"][200]["content"] = {"text/csv": {"schema": {"type": "string"}}}
+CSV_FILE = answers(200, CSV_HEADERS, Reason.NOT_FOUND)
+CSV_FILE["responses"][200]["content"] = {
+    "text/csv": {"schema": {"type": "string"}, "example": "project_id,title\r\n1,Choose a host\r\n"}
+}
 CSV_FILE["response_class"] = StreamingResponse
 Bom = Annotated[bool, Query(description="Begin with a byte order mark, for Excel.")]
 
@@ -2303,8 +2326,10 @@ async def upload_csv(request: Request, caller: CurrentCaller) -> Response:
                 batches.seek(0)
                 values = {"columns": columns, "rows_total": rows_total, "caller_id": caller.id}
                 upload = await store_upload(file.filename or "", batches, values)
-    except HTTPException as error:
-        raise invalid("body", "file", msg=wanted) if error.status_code == 400 else error from None
+    except (HTTPException, UnicodeError) as error:  # of the form
+        if getattr(error, "status_code", 400) != 400:
+            raise
+        raise invalid("body", "file", msg=wanted) from None
     except OSError as error:
         log.error("A CSV file cannot be kept: %s", error)
         raise Refusal(Reason.STORAGE_FULL) from None
@@ -2318,12 +2343,12 @@ async def parse_file(file: IO[bytes], batches: IO[str]) -> tuple[list[str], int]
     columns = read_header(*next(rows, (1, [])))
     batch: list[tuple[int, list[str]]] = []
     total = size = 0
-    for line, cells in rows:
+    for number, (line, cells) in enumerate(rows):
         size += 128 + len(cells) + sum(map(len, cells))
+        if total == MAX_ROWS or number > 2 * MAX_ROWS:
+            raise unreadable(line, f"the file has more than {MAX_ROWS:,} rows; split it")
         if any(map(str.strip, cells)):
             total += 1
-            if total > MAX_ROWS:
-                raise unreadable(line, f"the file has more than {MAX_ROWS:,} rows; split it")
             while len(cells) > len(columns) and not cells[-1].strip():  # as Excel pads
                 cells.pop()
             batch.append((line, cells[: len(columns) + 1]))
@@ -2343,7 +2368,7 @@ def read_rows(file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
     def read_lines() -> Iterator[str]:
         nonlocal row_length
         while part := text.readline(MAX_ROW_CHARACTERS):
-            row_length += len(part)
+            row_length += max(len(part), 16)  # a line costs time, however short it is
             if row_length >= MAX_ROW_CHARACTERS:
                 raise csv.Error("too long")
             part.encode()  # raises for bytes that are not UTF-8
@@ -2658,20 +2683,45 @@ async def insert_tasks(db: Db, tasks: list[Any], created_by: int) -> int:
 # -------------------------------------------------------------------------------------- application
 
 
-@public.get("/livez", response_model=dict[str, str])
+class Health(BaseModel):
+    status: Literal["ok"]
+
+
+@public.get("/livez", response_model=Health)
 async def check_liveness() -> Response:
     """Whether this worker runs; asks nobody else."""
     return Response('{"status":"ok"}', media_type="application/json")
 
 
-@public.get("/readyz", response_model=dict[str, str])
-@public.get("/health", name="check_health", response_model=dict[str, str])
+@public.get("/readyz", response_model=Health)
+@public.get("/health", name="check_health", response_model=Health)
 async def check_readiness() -> Response:
     """Whether this worker can serve: a round trip to the database, or 503."""
     if worker.service is None:
         raise Refusal(Reason.DATABASE_UNAVAILABLE)
     await fetch_row("SELECT 1")
     return await check_liveness()
+
+
+# Swagger UI puts the cursor into the field of a username, but a newcomer has the key.
+FOCUS_KEY = b"""<script>
+document.addEventListener("click", () =>
+    setTimeout(() => document.activeElement.id === "oauth_username" && api_key_value.focus()))
+</script>"""
+
+
+@public.get("/docs", include_in_schema=False)
+async def show_docs(request: Request) -> Response:
+    root = request.scope["root_path"]
+    page = get_swagger_ui_html(
+        openapi_url=f"{root}/openapi.json",
+        title=app.title,
+        swagger_js_url=f"{root}/static-offline-docs/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}/static-offline-docs/swagger-ui.css",
+        swagger_favicon_url=f"{root}/static-offline-docs/favicon.png",
+        swagger_ui_parameters=app.swagger_ui_parameters,
+    )
+    return HTMLResponse(bytes(page.body) + FOCUS_KEY)
 
 
 @public.get("/", include_in_schema=False)
@@ -2752,6 +2802,7 @@ async def try_other_slash(scope: Scope, receive: Receive, send: Send) -> None:
 REFUSALS = {
     "If-Match": [Reason.VERSION_MISMATCH, Reason.CHANGED_MEANWHILE],
     "Idempotency-Key": [Reason.IN_PROGRESS, Reason.KEY_REUSED],
+    "path": [Reason.NOT_FOUND],
 }
 TAGS = {
     "projects": "What tasks belong to. Start here: create a project.",
@@ -2780,20 +2831,27 @@ def complete_openapi(app: FastAPI) -> None:
         operation["tags"] = [max(reversed(TAGS), key=path.rfind)]
         if "security" in operation:
             add_refusals(responses, Reason.UNAUTHENTICATED, Reason.INVALID_TOKEN)
-        for name in {parameter["name"] for parameter in operation.get("parameters", [])}:
-            add_refusals(responses, *REFUSALS.get(name, []))
-        if "{" in path:
-            add_refusals(responses, Reason.NOT_FOUND)
+        if operation.keys() & {"parameters", "requestBody"} and path != "/auth/token":
+            add_refusals(responses, Reason.INVALID_INPUT)
+        for parameter in operation.get("parameters", []):
+            add_refusals(responses, *REFUSALS.get(parameter["name"], []))
+            add_refusals(responses, *REFUSALS.get(parameter["in"], []))
+            if examples := parameter["schema"].get("examples"):
+                parameter["example"] = examples[0]  # which Swagger UI fills in
+        operation["responses"] = dict(sorted(responses.items()))
         for body in (operation.get("requestBody", {}), *responses.values()):
             for content in body.get("content", {}).values():
                 schema = content["schema"]
                 name = schema.get("items", schema).get("$ref", "").rpartition("/")[2]
-                if examples := schemas.get(name, {}).get("examples"):
-                    content["example"] = examples if "items" in schema else examples[0]
+                model = schemas.get(name, {})
+                if examples := model.get("examples"):
+                    example = dict.fromkeys(model.get("required", [])) | examples[0]
+                    content["example"] = [example] if "items" in schema else example
 
 
 HAS_COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ  # else telemetry costs each request
 app = FastAPIOffline(
+    docs_url=None,  # show_docs
     title="Projects & Tasks",
     version="1.0.0",
     description="**Authorize** with the API key that the service logs at its start, or with a "
@@ -2802,7 +2860,11 @@ app = FastAPIOffline(
     openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     servers=[{"url": "/"}],
     # Handed over flat, routes are tried in half the time that include_router takes.
-    routes=[*api.routes, *admin.routes, *public.routes],
+    # In the order of this file, in which the document lists them.
+    routes=sorted(
+        [*api.routes, *admin.routes, *public.routes],
+        key=lambda route: route.endpoint.__code__.co_firstlineno,
+    ),
     lifespan=lifespan,
     redirect_slashes=False,
     telemetry=dict.fromkeys(["tracing", "metrics", "auto_configure"], HAS_COLLECTOR)
@@ -2827,7 +2889,15 @@ if settings.cors_origins:  # outermost, so that refusals have its headers too
             "If-None-Match",
             "Idempotency-Key",
         ],
-        expose_headers=[*PAGING, *ETAG, *LOCATION, *REPLAYED, *CSV_HEADERS, "X-Request-ID"],
+        expose_headers=[
+            *PAGING,
+            *ETAG,
+            *LOCATION,
+            *REPLAYED,
+            *CSV_HEADERS,
+            "X-Request-ID",
+            "Retry-After",
+        ],
     )
 
 if __name__ == "__main__":
