@@ -1,7 +1,6 @@
 """A Streamlit client of the Projects & Tasks service, which it uses, and misuses, by HTTP alone.
 
-Start it with `streamlit run client/app.py`. API_URL names the service, by default
-http://127.0.0.1:8000.
+`streamlit run client/app.py` starts it. API_URL is the service's, else http://127.0.0.1:8000.
 """
 
 import csv
@@ -24,7 +23,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 import service
 from misbehave import misbehave
-from service import Json, ask, collect, guarded, plain, read, session, show_errors
+from service import Json, ask, collect, collect_names, guarded, plain, read, session, show_errors
 
 state = st.session_state
 
@@ -79,10 +78,6 @@ def show_page(first: str, size: int) -> requests.Response:
             st.caption(f"{start + 1:,} to {start + len(response.json()):,}", width="content")
             show_button("Next", f"next {first}", visited.append, link, disabled=not link)
     return response
-
-
-def collect_names(path: str, id: str) -> dict[int, str]:
-    return {row[id]: row["username"] for row in collect(f"{path}?limit=200")}
 
 
 # ------------------------------------------------------------------------ editor and dialogs
@@ -222,8 +217,7 @@ def show_board() -> None:
     with st.container(wrap=False, **ROW):
         query["q"] = st.text_input("Search", placeholder="Search", key="q", **BARE, **KEPT)
         is_filtered = any(state.get(key) for key in ("who", "repository", "due"))
-        mark = ":material/filter_alt:" if is_filtered else None
-        with st.popover("Filter", key="filters", icon=mark):
+        with st.popover("Filter", key="filters", icon=":material/check:" if is_filtered else None):
             people = {NOBODY: "Nobody"} | state.names
             who = st.selectbox("Assignee", people, None, people.get, "who", **KEPT)
             query["repository"] = st.text_input("Repository", key="repository", **KEPT)
@@ -303,8 +297,7 @@ def show_overview() -> None:
     tasks["Due in the week from"] = pd.Categorical(weeks, names, ordered=True)
     statuses = tasks.status.map(STATUSES)
     tasks["Status"] = pd.Categorical(statuses, [*STATUSES.values()], ordered=True)
-    left, right = st.columns([1, 2])
-    for column, name in ((left, "Status"), (right, "Due in the week from")):
+    for column, name in zip(st.columns([1, 2]), ("Status", "Due in the week from"), strict=True):
         column.markdown(f"##### {name}")
         counts = tasks.groupby([*{"Status", name}], observed=False).size().reset_index(name="Tasks")
         column.bar_chart(counts, x=name, y="Tasks", color="Status", x_label="")
@@ -394,11 +387,9 @@ def show_upload(upload: Json) -> None:
 
 def show_rejected_rows(upload: Json) -> None:
     errors = read(f"uploads/{upload['id']}/errors?bom=true")
-    lines = [*csv.reader(io.StringIO(errors.decode("utf-8-sig"), newline=""))][1:]
-    rows = [
-        {"Line": line, "Reason": why, "Row": ", ".join(row)}
-        for *row, line, why in lines[:MAX_REJECTED_ROWS]
-    ]
+    lines = csv.reader(io.StringIO(errors.decode("utf-8-sig"), newline=""))
+    shown = [*lines][1 : MAX_REJECTED_ROWS + 1]
+    rows = [{"Line": line, "Reason": why, "Row": ", ".join(row)} for *row, line, why in shown]
     wide = {"Reason": st.column_config.Column(width="large")}
     st.dataframe(rows, hide_index=True, column_config=wide)
     name = f"{upload['filename'].removesuffix('.csv')}_errors.csv"

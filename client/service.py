@@ -77,6 +77,10 @@ def collect(path: str, pages: int = 5) -> list[Json]:
     return [*response.json(), *(collect(link["url"], pages - 1) if link else [])]
 
 
+def collect_names(path: str, id: str) -> dict[int, str]:
+    return {row[id]: row["username"] for row in collect(f"{path}?limit=200")}
+
+
 def read(path: str, kept: Any = None) -> bytes:
     """A file. `kept` is the `session`, for a thread that has none."""
     return ask("GET", path, kept).content

@@ -1,134 +1,37 @@
-"""The client against a real service: its pages with AppTest, and what only a browser shows.
+"""The client's pages, with AppTest, against a real service.
 
-Run `client/.venv/bin/pytest client`. SERVICE_PYTHON is the interpreter that has the service's
-requirements. Chromium is the system's; without it the last tests are skipped.
+Run `client/.venv/bin/pytest client`.
 """
 
-import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import date, timedelta
-from functools import cache
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import jwt
 import pyarrow
 import pytest
-import requests
 import streamlit as st
-from playwright.sync_api import Browser, Page, expect, sync_playwright
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Markdown
 
-CLIENT = Path(__file__).parent
-SERVICE_PYTHON = os.environ.get("SERVICE_PYTHON", str(CLIENT.parent / ".venv/bin/python"))
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-SECRET = "a secret of the tests, longer than HS256 asks for"  # noqa: S105
-PASSWORD = "correct horse battery"  # noqa: S105
-ADMIN = f"admin-{uuid4().hex[:8]}"
-REPOSITORY = {"full_name": "a/b", "stargazers_count": 1234, "description": None, "private": False}
-
-
-@contextmanager
-def running(*command: str, ready: str, **environment: str) -> Iterator[str]:
-    """A server on a free port, and its URL."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"DATA_DIR": folder} | environment
-        with subprocess.Popen([*command, port], env=environment, cwd=folder) as process:  # noqa: S603
-            try:
-                while process.poll() is None:
-                    with suppress(requests.RequestException):
-                        if requests.get(f"http://127.0.0.1:{port}{ready}", timeout=3).ok:
-                            break
-                    time.sleep(0.2)
-                yield f"http://127.0.0.1:{port}"
-            finally:
-                process.terminate()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("github")
-    (folder / "repos/a").mkdir(parents=True)
-    (folder / "repos/a/b").write_text(json.dumps(REPOSITORY))
-    environment = {"ADMIN_USERNAME": ADMIN, "ADMIN_PASSWORD": PASSWORD, "JWT_SECRET_KEY": SECRET}
-    environment |= {"UVICORN_LOG_LEVEL": "warning"}
-    environment["DATABASE_URL"] = os.environ.get("TEST_DATABASE_URL", "")
-    github = (sys.executable, "-m", "http.server", "--bind=127.0.0.1", f"--directory={folder}")
-    command = (SERVICE_PYTHON, "-m", "uvicorn", f"--app-dir={CLIENT.parent}", "main:app", "--port")
-    with running(*github, ready="/") as environment["GITHUB_API_BASE"]:  # noqa: SIM117
-        with running(*command, ready="/readyz", **environment) as os.environ["API_URL"]:
-            yield
+from conftest import (
+    ADMIN,
+    CLIENT,
+    PASSWORD,
+    SECRET,
+    call,
+    create_project,
+    list_tasks,
+    log_in,
+    register,
+)
 
 
 @pytest.fixture(autouse=True)
 def session(monkeypatch: pytest.MonkeyPatch) -> None:
     """AppTest has no cookies: a session is what an app keeps in its state."""
     monkeypatch.setattr("service.session", lambda: st.session_state)
-
-
-@pytest.fixture(scope="session")
-def client() -> Iterator[str]:
-    command = (sys.executable, "-m", "streamlit", "run", str(CLIENT / "app.py"))
-    options = ("--server.headless=true", "--server.port")
-    with running(*command, *options, ready="/_stcore/health") as url:
-        yield url
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    options = ["--no-sandbox", "--disable-gpu"]
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-
-
-# ------------------------------------------------------------------------------------ verbs
-
-
-@cache
-def log_in(username: str) -> Any:
-    credentials = {"username": username, "password": PASSWORD}
-    return requests.post(f"{os.environ['API_URL']}/auth/login", json=credentials, timeout=9).json()
-
-
-def call(method: str, path: str, username: str = ADMIN, **options: Any) -> Any:
-    """What the service answers without the client. The request has to succeed."""
-    headers = {"Authorization": f"Bearer {log_in(username)['access_token']}"}
-    url = f"{os.environ['API_URL']}/{path}"
-    response = requests.request(method, url, headers=headers, timeout=30, **options)
-    response.raise_for_status()
-    return response.json()
-
-
-def register() -> tuple[str, int]:
-    account = {"username": f"user-{uuid4().hex[:8]}", "password": PASSWORD}
-    return account["username"], call("POST", "auth/register", json=account)["id"]
-
-
-def create_project(name: str = "Relaunch") -> tuple[str, str, int]:
-    """The path of its tasks, and a member."""
-    username, user_id = register()
-    path = f"projects/{call('POST', 'projects/', json={'name': name})['id']}"
-    call("PUT", f"{path}/members/{user_id}")
-    return f"{path}/tasks/", username, user_id
-
-
-def list_tasks(path: str, field: str = "title") -> list[Any]:
-    return [task[field] for task in call("GET", path)]
 
 
 def run(app: AppTest) -> None:
@@ -179,20 +82,6 @@ def errors(app: AppTest) -> dict[str, str]:
         if text.startswith(":small[:red["):
             found[label] = text.replace("\\", "")[len(":small[:red[") : -2]
     return found
-
-
-def open_page(browser: Browser, url: str, width: int) -> Page:
-    context = browser.new_context(viewport={"width": width, "height": 844})
-    # Fetched outside Chromium, which aborts requests when a network interface comes or goes.
-    fetch = {"max_retries": 3}
-    context.route("**/static/**", lambda route: route.fulfill(response=route.fetch(**fetch)))
-    page = context.new_page()
-    page.goto(url)
-    page.get_by_label("Username").first.fill(ADMIN)
-    page.get_by_label("Password", exact=True).first.fill(PASSWORD)
-    page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("button", name="New task")).to_be_visible()
-    return page
 
 
 # ----------------------------------------------------------------------------- sign-in, account
@@ -367,7 +256,6 @@ def test_the_overview_counts_by_status_and_by_week() -> None:
     rows = pyarrow.ipc.open_stream(chart.proto.datasets[0].data.data).read_pandas()
     monday = today - timedelta(days=today.weekday())
     counts = {(row[0], row[1]): row[2] for row in rows.values.tolist() if row[2]}
-    print(counts)
     assert counts == {
         ("Earlier", "Completed"): 1,
         (f"{monday.day} {monday:%b}", "Pending"): 1,
@@ -506,89 +394,5 @@ def test_a_failure_is_said_once_and_the_page_recovers(monkeypatch: pytest.Monkey
     run(app)
     assert not app.warning
     assert app.text_input(key=f"{task} title").value == "Half a sentence"
-    call("DELETE", task) if False else None
     click(app, f"{task} save")
     assert list_tasks(path) == ["Half a sentence"]
-
-
-# ---------------------------------------------------------------------------- in a browser
-
-
-def test_the_main_path_in_a_wide_window(browser: Browser, client: str) -> None:
-    path, _, _ = create_project(name := f"Relaunch {uuid4().hex[:8]}")
-    page = open_page(browser, client, 1280)
-    page.locator(".st-key-project input").fill(name)
-    page.get_by_role("option", name=name).click()
-    page.get_by_role("button", name="New task").click()
-    page.get_by_label("Title").fill("Once")
-    page.get_by_role("button", name="Save").dblclick()
-    expect(page.get_by_role("button", name="Save")).to_be_hidden()
-    assert list_tasks(path) == ["Once"]
-    page.reload()
-    page.get_by_role("button", name="edit icon").click()
-    page.get_by_label("Title").fill("Twice")
-    page.get_by_role("button", name="Save").click()
-    page.get_by_role("button", name="check icon").click()
-    expect(page.get_by_role("heading", name="Completed 1")).to_be_visible()
-    assert list_tasks(path) == ["Twice"]
-    page.get_by_role("radio", name="Project").click()
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Export tasks").click()
-    assert "Twice" in download.value.path().read_text("utf-8-sig")
-    page.get_by_role("radio", name="Uploads").click()
-    rows = f"project_id,title\n{path.split('/')[1]},Imported\n".encode()
-    file: Any = {"name": f"{name}.csv", "mimeType": "text/csv", "buffer": rows}
-    page.locator("input[type=file]").set_input_files(file)
-    page.get_by_role("button", name="Import").dblclick()
-    expect(page.get_by_text("done, 1 task imported").first).to_be_visible()
-    assert [upload["filename"] for upload in call("GET", "uploads/")].count(f"{name}.csv") == 1
-
-
-def test_a_reload_keeps_a_person_signed_in(browser: Browser, client: str) -> None:
-    page = open_page(browser, client, 1280)
-    page.get_by_role("radio", name="Users").click()
-    expect(page.get_by_role("button", name="Save users")).to_be_visible()
-    page.reload()
-    expect(page.get_by_role("button", name="Save users")).to_be_visible()
-    assert page.url == f"{client}/?page=Users"
-    [cookie] = [row for row in page.context.cookies() if row["name"] == "projects_client"]
-    assert cookie["httpOnly"]
-    assert cookie["sameSite"] == "Lax"
-    assert cookie["expires"] == -1  # with the browser
-    tokens = page.evaluate("JSON.stringify([document.cookie, localStorage, sessionStorage])")
-    assert "eyJ" not in tokens
-    other = page.context.new_page()
-    page.locator(".st-key-account button:visible").click()
-    page.get_by_role("menuitem", name="Sign out").click()
-    expect(page.get_by_role("button", name="Sign in")).to_be_visible()
-    other.goto(client)
-    expect(other.get_by_role("button", name="Sign in")).to_be_visible()
-
-
-def test_a_phone_has_one_row_tabs_and_icons_for_a_thumb(browser: Browser, client: str) -> None:
-    path, _, _ = create_project(name := f"Relaunch {uuid4().hex[:8]}")
-    call("POST", path, json={"title": "Begun", "status": "in_progress"})
-    page = open_page(browser, client, 390)
-    page.locator(".st-key-project input").fill(name)
-    page.get_by_role("option", name=name).click()
-    header = [page.locator(f".st-key-{key}:visible") for key in ("project", "menu", "account")]
-    boxes: list[Any] = [part.bounding_box() for part in header]
-    assert max(box["y"] + box["height"] for box in boxes) < 70
-    assert max(box["x"] + box["width"] for box in boxes) <= 390
-    expect(page.get_by_role("heading", name="In progress")).to_be_hidden()
-    page.get_by_role("radio", name="In progress").click()
-    expect(page.get_by_role("heading", name="In progress 1")).to_be_visible()
-    expect(page.get_by_role("heading", name="Pending")).to_be_hidden()
-    for name in ("undo icon", "check icon", "edit icon"):
-        icon: Any = page.get_by_role("button", name=name).bounding_box()
-        assert min(icon["width"], icon["height"]) >= 44
-    for name, text in (
-        ("Overview", "Due in the week from"),
-        ("Project", "Members"),
-        ("Uploads", "A CSV file of tasks"),
-        ("Users", "Save users"),
-        ("Misbehave", "A forged token"),
-    ):
-        page.locator(".st-key-menu button:visible").click()
-        page.get_by_role("menuitem", name=name).click()
-        expect(page.get_by_text(text).first).to_be_visible()
