@@ -525,6 +525,12 @@ class Problem(BaseModel):
 class TokenProblem(Problem):
     """A refusal of `/auth/token`, with the names of RFC 6749 besides."""
 
+    model_config = example(
+        """{"type": "about:blank", "title": "Unauthorized", "status": 401,
+        "detail": "The username or the password is wrong.", "code": "wrong_password",
+        "instance": "f3b0c44298fc1c14", "error": "invalid_grant",
+        "error_description": "The username or the password is wrong."}"""
+    )
     error: Literal["invalid_request", "invalid_grant", "unsupported_grant_type"]
     error_description: str
 
@@ -1446,7 +1452,7 @@ async def log_in(request: Request, credentials: Credentials) -> Response:
 @public.post(
     "/auth/token",
     response_model=Tokens,
-    responses={"default": {"description": "Refused.", "content": TOKEN_PROBLEM}},
+    responses={"default": FAILED["default"] | {"content": TOKEN_PROBLEM}},
 )
 async def issue_token(request: Request, form: Annotated[TokenForm, Form()]) -> Response:
     """Sign in, or refresh, by an OAuth2 form, as *Authorize* on this page does."""
@@ -2680,6 +2686,7 @@ async def insert_tasks(db: Db, tasks: list[Any], created_by: int) -> int:
 
 
 class Health(BaseModel):
+    model_config = example('{"status": "ok"}')
     status: Literal["ok"]
 
 
