@@ -262,7 +262,7 @@ def test_the_process_of_a_stale_pid_file_is_left_alone(folder: Path) -> None:
 def test_an_interrupted_initdb_is_started_over(parent: Path) -> None:
     folder = parent / "new"
     user = User(folder)
-    wait_for((folder / "postgresql/new/PG_VERSION").exists)
+    wait_for((folder / "postgresql/new").exists)
     kill(user.pid, *find_server(folder))
     user.communicate()
     assert not (folder / "postgresql/data").exists()
