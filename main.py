@@ -33,7 +33,6 @@ import sys
 import tempfile
 import time
 import unicodedata
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
@@ -2536,6 +2535,9 @@ def read_cell(column: str, cell: str) -> str | None:
     return text or None
 
 
+NULLABLE = {n for n, f in TaskUpdate.model_fields.items() if type(None) in get_args(f.annotation)}
+
+
 class TaskRow(TaskCreate):
     """A row of a CSV file, of texts, judged by the model of the API."""
 
@@ -2547,7 +2549,8 @@ def read_task_row(columns: list[str], cells: list[str]) -> tuple[dict[str, Any],
     if len(cells) > len(columns):
         return {}, "The row has more cells than the first line has columns"
     texts = {name: read_cell(name, cell) for name, cell in zip(columns, cells, strict=False)}
-    fields = {name: text for name, text in texts.items() if text is not None}
+    # An empty cell is null, or leaves the column to its default.
+    fields = {n: text for n, text in texts.items() if text is not None or n in NULLABLE}
     try:
         return TaskRow.model_validate(fields, strict=False).model_dump(mode="json"), ""
     except ValidationError as error:
@@ -2650,23 +2653,20 @@ async def import_rows(db: Db, upload_id: int, columns: list[str], created_by: in
 
 
 async def insert_tasks(db: Db, tasks: list[Any], created_by: int) -> int:
-    """Insert tasks, with a statement for those that have the same columns; how many."""
+    """Insert tasks in their order, with a statement for those that have the same columns."""
     # In one order, or two imports would wait for each other.
-    names = sorted({task["repository"] for task in tasks if "repository" in task})
+    names = sorted({task["repository"] for task in tasks if task.get("repository")})
     names.sort(key=str.lower)
     sql = "INSERT INTO repositories (full_name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING"
     await db.execute(sql, names)
-    sql = "SELECT lower(full_name), id FROM repositories WHERE lower(full_name) = ANY($1)"
-    repository_ids: dict[str, int] = dict(
-        map(tuple, await db.fetch(sql, [name.lower() for name in names]))
-    )
-    groups = defaultdict(list)
+    sql = "SELECT lower(full_name) AS name, id FROM repositories WHERE lower(full_name) = ANY($1)"
+    found = await db.fetch(sql, [name.lower() for name in names])
+    repository_ids = {row["name"]: row["id"] for row in found}
     for task in tasks:
-        if name := task.pop("repository", None):
-            task["repository_id"] = repository_ids[name.lower()]
-        groups[tuple(task)].append(task)
+        if "repository" in task:
+            task["repository_id"] = repository_ids.get((task.pop("repository") or "").lower())
     inserted = 0
-    for fields, group in groups.items():
+    for fields, group in itertools.groupby(tasks, tuple):
         columns = ", ".join(fields)
         # With RETURNING, Citus commits in two phases. Without, rows could be lost.
         sql = f"""
@@ -2678,7 +2678,7 @@ async def insert_tasks(db: Db, tasks: list[Any], created_by: int) -> int:
             )
             SELECT count(*) FROM task
         """  # noqa: S608 - names of fields
-        inserted += await db.fetchval(sql, created_by, json.dumps(group))
+        inserted += await db.fetchval(sql, created_by, json.dumps([*group]))
     return inserted
 
 
