@@ -29,7 +29,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
-
 from servers import (
     ASYNC,
     BENCH,
