@@ -979,7 +979,7 @@ class Update(Body):
 def json_object(model: type[BaseModel], table: str, **expressions: str) -> str:
     """SQL for a row as the JSON text of a model, in the column `body`.
 
-    PostgreSQL writes it in less time than Python reads the columns.
+    PostgreSQL writes it in less time than Python reads the columns. Citus wants a FROM.
     """
     columns = []
     for name, field in model.model_fields.items():
@@ -988,7 +988,8 @@ def json_object(model: type[BaseModel], table: str, **expressions: str) -> str:
             value = f"""to_char({value}, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
         columns.append(f"{value} AS {name}")
     return f"""
-        (SELECT row_to_json(fields)::text FROM (SELECT {", ".join(columns)}) AS fields) AS body
+        (SELECT row_to_json(fields)::text
+         FROM (SELECT {", ".join(columns)} FROM (VALUES (0)) AS one_row) AS fields) AS body
     """  # noqa: S608 - names of fields
 
 
@@ -1099,16 +1100,15 @@ async def insert_once(claim: Claim, sql: str, **values: Any) -> Row:
         WHERE caller_id = :caller_id AND endpoint = :endpoint AND key = :key
           AND body_digest = :digest
     """
-    try:
-        async with transaction() as db:
-            if await db.fetchval(*bind(claim_sql, claim)):
-                row = require_row(await db.fetchrow(*bind(sql, values)))
-                await db.execute(*bind(answer_sql, claim | dict(row)))
-                return row
-    except Outage as outage:
-        if isinstance(outage.__cause__, asyncpg.LockNotAvailableError):
+    async with transaction() as db:
+        try:
+            is_first = await db.fetchval(*bind(claim_sql, claim))
+        except asyncpg.LockNotAvailableError:
             raise Refusal(Reason.IN_PROGRESS) from None
-        raise
+        if is_first:
+            row = require_row(await db.fetchrow(*bind(sql, values)))
+            await db.execute(*bind(answer_sql, claim | dict(row)))
+            return row
     return require_row(await find_answer(claim))
 
 
@@ -1529,7 +1529,7 @@ async def update_user(
         await confirm_caller(request, caller)
     assignments = [f"{name} = :{name}" for name in changes]
     if "password_hash" in changes or changes.get("is_active") is False:
-        assignments.append("password_changed_at = clock_timestamp()")
+        assignments.append("password_changed_at = now()")
     # The old password is still the same when the new one is stored.
     sql = f"""
         WITH users AS (
@@ -2800,7 +2800,6 @@ async def try_other_slash(scope: Scope, receive: Receive, send: Send) -> None:
         await app.router(scope, receive, send)
 
 
-# What an operation may refuse for, by its parameters and path.
 # What an operation may refuse for, by its parameters.
 REFUSALS = {
     "If-Match": [Reason.VERSION_MISMATCH, Reason.CHANGED_MEANWHILE],
@@ -2827,6 +2826,8 @@ def complete_openapi(app: FastAPI) -> None:
     for model in (Problem, TokenProblem):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+    for name in ("UserUpdate", "ProjectUpdate", "TaskUpdate"):
+        schemas[name]["minProperties"] = 1
     schemas["TaskSort"]["x-enum-varnames"] = [sort.name for sort in TaskSort]
     operations = [(path, op) for path, ops in document["paths"].items() for op in ops.values()]
     for path, operation in operations:
