@@ -8,7 +8,6 @@ import io
 from collections import Counter
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -23,9 +22,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 import service
 from misbehave import misbehave
-from service import Json, ask, collect, collect_names, guarded, plain, read, session, show_errors
-
-state = st.session_state
+from service import Json, ask, catch_failures, collect_names, escape, show_errors, state
 
 CARDS_PER_COLUMN, IMPORTS_PER_PAGE, USERS_PER_PAGE = 20, 10, 50
 WEEKS_AHEAD, MAX_REJECTED_ROWS = 8, 500
@@ -46,16 +43,16 @@ ROW: Any = {"horizontal": True, "vertical_alignment": "center"}
 # ------------------------------------------------------------------------- what pages share
 
 
-def now() -> datetime:
+def get_now() -> datetime:
     return datetime.now(ZoneInfo(st.context.timezone or "UTC"))
 
 
 def say_date(day: date) -> str:
-    return f"{day.day} {day:%b}" if day.year == now().year else f"{day.day} {day:%b %Y}"
+    return f"{day.day} {day:%b}" if day.year == get_now().year else f"{day.day} {day:%b %Y}"
 
 
 def say_time(instant: str) -> str:
-    local = datetime.fromisoformat(instant).astimezone(now().tzinfo)
+    local = datetime.fromisoformat(instant).astimezone(get_now().tzinfo)
     return f"{say_date(local)}, {local:%H:%M}"
 
 
@@ -83,8 +80,9 @@ def show_page(first: str, size: int) -> requests.Response:
 # ------------------------------------------------------------------------ editor and dialogs
 
 
-def edit(path: str, seen: Json, fields: Json) -> None:
-    """Open the editor on the version that was seen; what has no version is to be created."""
+def edit(path: str, fields: Json, known: Json | None = None) -> None:
+    """Open the editor on a known version, or on what is to be created."""
+    seen = known or fields
     for name in fields:
         is_date = name == "due_date" and seen[name]
         state[f"{path} {name}"] = date.fromisoformat(seen[name]) if is_date else seen[name]
@@ -99,14 +97,17 @@ def save(path: str, seen: Json, fields: Json) -> None:
         if draft.get("due_date"):
             draft["due_date"] = draft["due_date"].isoformat()
         changes = {name: value for name, value in draft.items() if value != seen[name]}
-        write("PATCH" if "version" in seen else "POST", path, seen, changes)
+        if changes or "version" not in seen:
+            write("PATCH" if "version" in seen else "POST", path, seen, changes)
+        else:
+            close(path)
 
 
 def write(method: str, path: str, seen: Json, changes: Json | None = None) -> None:
     """Change the version that was seen. If there is a newer one, show both."""
     version = seen.get("version")
     condition = {"If-Match": f'"{version}"'} if version else {"Idempotency-Key": seen["key"]}
-    with guarded(path):
+    with catch_failures(path):
         try:
             written = ask(method, path, json=changes, headers=condition)
         except requests.HTTPError as error:
@@ -172,17 +173,17 @@ def show_dialog() -> None:
     def show_opened() -> None:
         if state.get("dialog") != opened:
             st.rerun()
-        with guarded():
+        with catch_failures():
             show(*arguments)
 
     st.dialog(title, width="medium", on_dismiss=close)(show_opened)()
 
 
 def show_deletion(path: str, seen: Json) -> None:
-    what = f"the task **{plain(seen.get('title'))}**"
+    what = f"the task **{escape(seen.get('title'))}**"
     if "name" in seen:
         number = int(ask("GET", f"{path}/tasks/?limit=1&count=true").headers["X-Total-Count"])
-        what = f"the project **{plain(seen['name'])}** and its {say_count(number, 'task')}"
+        what = f"the project **{escape(seen['name'])}** and its {say_count(number, 'task')}"
     st.write(f"This deletes {what}. It cannot be undone.")
     show_errors(path)
     with st.container(**ROW):
@@ -190,21 +191,25 @@ def show_deletion(path: str, seen: Json) -> None:
         show_button("Keep", "keep", close)
 
 
+def say_value(name: str, value: Any) -> str:
+    if name == "due_date" and value:
+        return say_date(date.fromisoformat(value))
+    labels: Json = {"status": STATUSES, "assigned_to": state.names}
+    return escape(labels.get(name, {}).get(value, "" if value is None else value))
+
+
 def show_conflict(method: str, path: str, mine: Json, theirs: Json, changes: Json | None) -> None:
     """Both versions side by side. Closing the dialog returns to the editor."""
-    labels: Json = {"status": STATUSES, "assigned_to": state.names}
     rows = []
     for name in NEW_TASK if "title" in theirs else NEW_PROJECT:
-        versions = [labels.get(name, {}).get(row[name], row[name]) for row in (mine, theirs)]
-        mark = "{}" if versions[0] == versions[1] else ":orange-background[{}]"
-        texts = [mark.format("-" if text is None else plain(text)) for text in versions]
-        rows.append([name.replace("_", " ").capitalize(), *texts])
+        values = [say_value(name, version[name]) for version in (mine, theirs)]
+        mark = "{}" if values[0] == values[1] else ":orange-background[{}]"
+        rows.append([name.replace("_", " ").capitalize(), *map(mark.format, values)])
     columns = ["", "Yours" if changes else "Deleted by you", "Theirs"]
     st.table(pd.DataFrame(rows, columns=columns), hide_index=True)
     show_errors(path)
     with st.container(**ROW):
-        again = method, path, theirs, changes
-        show_button("Keep mine", "keep_mine", write, *again, type="primary")
+        show_button("Keep mine", "keep_mine", write, method, path, theirs, changes, type="primary")
         show_button("Keep theirs", "keep_theirs", close, path)
 
 
@@ -222,7 +227,7 @@ def show_board() -> None:
             who = st.selectbox("Assignee", people, None, people.get, "who", **KEPT)
             query["repository"] = st.text_input("Repository", key="repository", **KEPT)
             due = st.date_input("Due from, to", [], key="due", **DATES, **KEPT)
-        show_button("New task", "new_task", edit, path, NEW_TASK, NEW_TASK, type="primary")
+        show_button("New task", "new_task", edit, path, NEW_TASK, type="primary")
     query |= {"unassigned": "true"} if who == NOBODY else {"assigned_to": who}
     for name, day, days in zip(("due_after", "due_before"), due, (-1, 1), strict=False):
         query[name] = day + timedelta(days=days)
@@ -255,17 +260,17 @@ def show_board() -> None:
 def show_card(task: Json, path: str) -> None:
     due, person, repository = task["due_date"], task["assigned_to"], task["repository"]
     day = date.fromisoformat(due) if due else date.max
-    color = "red" if day < now().date() and not task["completed"] else "gray"
+    color = "red" if day < get_now().date() and not task["completed"] else "gray"
     stars = f":material/star: {task['repository_stars'] or 0:,}"
     badges = [
         task["priority"] and f":violet-badge[priority {task['priority']}]",
         due and f":{color}-badge[:material/event: {say_date(day)}]",
-        person and f":blue-badge[:material/person: {plain(state.names.get(person, 'somebody'))}]",
-        repository and f":orange-badge[{plain(repository)} {stars}]",
+        person and f":blue-badge[:material/person: {escape(state.names.get(person, 'somebody'))}]",
+        repository and f":orange-badge[{escape(repository)} {stars}]",
     ]
     with st.container(border=True, gap="xsmall", key=f"card {path}"):
         with st.container(gap="xsmall", wrap=False, **ROW):
-            st.markdown(f"**{plain(task['title'])}**", width="stretch")
+            st.markdown(f"**{escape(task['title'])}**", width="stretch")
             if state.is_admin or state.user["id"] in (task["created_by"], person):
                 for status in [other for other in STATUSES if other != task["status"]]:
                     icon, key, help = (
@@ -276,19 +281,19 @@ def show_card(task: Json, path: str) -> None:
                     move = "PATCH", path, task, {"status": status}
                     show_button(icon, key, write, *move, help=help, type="tertiary")
                 pen: Any = {"help": "Edit", "type": "tertiary"}
-                show_button(":material/edit:", f"{path} edit", edit, path, task, NEW_TASK, **pen)
+                show_button(":material/edit:", f"{path} edit", edit, path, NEW_TASK, task, **pen)
         if task["description"]:
-            st.caption(plain(task["description"][:200]))
+            st.caption(escape(task["description"][:200]))
         st.markdown(" ".join(filter(None, badges)))
 
 
 def show_overview() -> None:
-    export = read(f"projects/{state.project}/tasks/export")
+    export = service.read(f"projects/{state.project}/tasks/export")
     tasks = pd.read_csv(io.BytesIO(export), dtype=str, keep_default_na=False)
     if tasks.empty:
         st.info("Nothing to count yet. Add tasks on the page Board.")
         return
-    monday = now().date() - timedelta(days=now().weekday())
+    monday = get_now().date() - timedelta(days=get_now().weekday())
     ahead = [say_date(monday + timedelta(weeks=week)) for week in range(WEEKS_AHEAD)]
     names, weeks = ["Earlier", *ahead, "Later", "No date"], []
     for due in tasks.due_date:
@@ -309,27 +314,26 @@ def show_project() -> None:
     left, right = st.columns(2)
     with left:
         if not show_editor(path) and not show_editor("projects/"):
-            st.markdown(f"##### {plain(project['name'])}")
+            st.markdown(f"##### {escape(project['name'])}")
             st.text(project["description"] or "No description.")
             with st.container(**ROW):
                 if state.is_admin:
-                    show_button("Edit", "edit_project", edit, path, project, NEW_PROJECT)
-                    new = "projects/", NEW_PROJECT, NEW_PROJECT
-                    show_button("New project", "new_project", edit, *new)
-                export: Any = partial(read, f"{path}/tasks/export?bom=true", session())
+                    show_button("Edit", "edit_project", edit, path, NEW_PROJECT, project)
+                    show_button("New project", "new_project", edit, "projects/", NEW_PROJECT)
+                export: Any = service.defer_read(f"{path}/tasks/export?bom=true")
                 name = f"{project['name']}.csv"
                 st.download_button("Export tasks", export, name, "text/csv", on_click="ignore")
     with right:
         st.markdown("##### Members")
         for name in names.values():
-            st.markdown(f":material/person: {plain(name)}")
+            st.markdown(f":material/person: {escape(name)}")
         if not names:
             st.info("Nobody yet. Add people, who then see the project and can be given its tasks.")
         if state.is_admin:
             everybody = collect_names("users/", "id") | names
             others = [id for id in everybody if id not in names]
             choose: Any = {"format_func": everybody.get}
-            with st.form("members", clear_on_submit=True), guarded():
+            with st.form("members", clear_on_submit=True), catch_failures():
                 added = st.multiselect("Add", others, key="added", **choose)
                 removed = st.multiselect("Remove", names, key="removed", **choose)
                 if st.form_submit_button("Save members"):
@@ -342,13 +346,12 @@ def show_project() -> None:
 def show_uploads() -> None:
     number = state.setdefault("imports", 0)
     file = st.file_uploader("A CSV file of tasks", type="csv", key=f"file {number}")
-    is_empty = file is None
-    show_button("Import", "import", import_file, file, number, type="primary", disabled=is_empty)
+    show_button("Import", "import", import_file, file, number, type="primary", disabled=not file)
     show_errors("upload/csv")
 
     @st.fragment(run_every=1 if state.get("is_importing") else None)
     def show_imports() -> None:
-        with guarded():
+        with catch_failures():
             uploads = show_page(f"uploads/?limit={IMPORTS_PER_PAGE}", IMPORTS_PER_PAGE).json()
             for upload in uploads:
                 show_upload(upload)
@@ -358,7 +361,7 @@ def show_uploads() -> None:
             state.is_importing = any(upload["finished_at"] is None for upload in uploads)
             if state.is_importing != was_importing:
                 st.rerun()
-        if "away" in state or "tokens" not in session():
+        if "away" in state or "tokens" not in service.find_session():
             st.rerun()
 
     show_imports()
@@ -366,7 +369,7 @@ def show_uploads() -> None:
 
 def import_file(file: Any, number: int) -> None:
     if number == state.imports:  # else it is the second click of two
-        with guarded("upload/csv"):
+        with catch_failures("upload/csv"):
             ask("POST", "upload/csv", files={"file": (file.name, file.getvalue(), "text/csv")})
             state.imports += 1  # the next uploader has no file, and so a button without use
             state.is_importing = True
@@ -374,7 +377,7 @@ def import_file(file: Any, number: int) -> None:
 
 def show_upload(upload: Json) -> None:
     words = {"queued": "waiting", "running": "in progress", "done": "done", "failed": "failed"}
-    label = f"**{plain(upload['filename'])}** · {say_time(upload['created_at'])} · "
+    label = f"**{escape(upload['filename'])}** · {say_time(upload['created_at'])} · "
     label += f"{words[upload['state']]}, {say_count(upload['rows_inserted'], 'task')} imported"
     if upload["rows_rejected"]:
         label += f", {say_count(upload['rows_rejected'], 'row')} rejected"
@@ -386,14 +389,14 @@ def show_upload(upload: Json) -> None:
 
 
 def show_rejected_rows(upload: Json) -> None:
-    errors = read(f"uploads/{upload['id']}/errors?bom=true")
+    errors = service.read(f"uploads/{upload['id']}/errors?bom=true")
     lines = csv.reader(io.StringIO(errors.decode("utf-8-sig"), newline=""))
     shown = [*lines][1 : MAX_REJECTED_ROWS + 1]
     rows = [{"Line": line, "Reason": why, "Row": ", ".join(row)} for *row, line, why in shown]
-    wide = {"Reason": st.column_config.Column(width="large")}
-    st.dataframe(rows, hide_index=True, column_config=wide)
+    st.dataframe(rows, hide_index=True)
     name = f"{upload['filename'].removesuffix('.csv')}_errors.csv"
-    st.download_button(f"Save {name}", errors, name, "text/csv", on_click="ignore", key=name)
+    key = f"errors {upload['id']}"
+    st.download_button(f"Save {name}", errors, name, "text/csv", key, on_click="ignore")
 
 
 def show_users() -> None:
@@ -433,7 +436,7 @@ def find_owner(project: Json) -> str:
 def name_projects() -> dict[int, str]:
     """Names to tell projects apart: an Inbox has its owner's, and others are numbered."""
     labels, taken = {}, Counter[str]()
-    for project in collect("projects/?limit=200"):
+    for project in service.collect("projects/?limit=200"):
         name = project["name"]
         if name == "Inbox":
             name = f"Inbox of {find_owner(project)}"
@@ -464,34 +467,33 @@ def show_signed_in() -> None:
         show_dialog()
 
 
-def show() -> None:
+def show_app() -> None:
     st.set_page_config("Projects & Tasks", layout="wide")
     st.html(Path(__file__).with_name("style.css"))
-    tokens = session().get("tokens")
+    tokens = service.find_session().get("tokens")
     if tokens and state.get("user", tokens["user"])["id"] != tokens["user"]["id"]:
         state.clear()  # drafts are for the person who typed them
-        session()["tokens"] = tokens
+        service.find_session()["tokens"] = tokens
     state.setdefault("drafts", {})
     state.setdefault("errors", {})
-    with guarded():
+    with catch_failures():
         if tokens:
             state.user = tokens["user"]
             state.is_admin = state.user["role"] == "admin"
             show_signed_in()
         else:
             service.show_sign_in()
-    if tokens and "tokens" not in session():
+    if tokens and "tokens" not in service.find_session():
         st.rerun()
     if "away" in state:
         service.show_outage(state.pop("away"))
     else:
-        for sentence in state.errors.values():
-            st.bottom.error(plain(sentence), icon=":material/block:")
-        state.errors.clear()
+        while state.errors:
+            st.bottom.error(escape(state.errors.popitem()[1]), icon=":material/block:")
 
 
 if __name__ == "__main__":  # Streamlit runs this file for each page
-    show()
+    show_app()
 else:  # and `streamlit run` imports it
     cookies = Middleware(BaseHTTPMiddleware, dispatch=service.name_browser)
     app = st.App(__file__, middleware=[cookies])

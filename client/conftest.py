@@ -29,7 +29,7 @@ REPOSITORY = {"full_name": "a/b", "stargazers_count": 1234, "description": None,
 
 
 @contextmanager
-def running(*command: str, ready: str, **environment: str) -> Iterator[str]:
+def run_server(*command: str, ready: str, **environment: str) -> Iterator[str]:
     """A server on a free port, and its URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -58,8 +58,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     environment["DATABASE_URL"] = os.environ.get("TEST_DATABASE_URL", "")
     github = (sys.executable, "-m", "http.server", "--bind=127.0.0.1", f"--directory={folder}")
     command = (SERVICE_PYTHON, "-m", "uvicorn", f"--app-dir={CLIENT.parent}", "main:app", "--port")
-    with running(*github, ready="/") as environment["GITHUB_API_BASE"]:  # noqa: SIM117
-        with running(*command, ready="/readyz", **environment) as os.environ["API_URL"]:
+    with run_server(*github, ready="/") as environment["GITHUB_API_BASE"]:  # noqa: SIM117
+        with run_server(*command, ready="/readyz", **environment) as os.environ["API_URL"]:
             yield
 
 

@@ -7,9 +7,7 @@ from uuid import uuid4
 import requests
 import streamlit as st
 
-from service import ask, send, session
-
-state = st.session_state
+from service import ask, find_session, send, state
 
 
 def send_bad_requests(token: str) -> Iterator[tuple[str, requests.Response]]:
@@ -51,7 +49,7 @@ def send_bad_requests(token: str) -> Iterator[tuple[str, requests.Response]]:
 def misbehave() -> None:
     st.caption("Each button sends what a client should not send, and shows what comes back.")
     with st.container(horizontal=True):
-        exchanges = list(send_bad_requests(session()["tokens"]["access_token"]))
+        exchanges = list(send_bad_requests(find_session()["tokens"]["access_token"]))
     for expected, response in exchanges:
         left, right = st.columns(2)
         request: Any = response.request

@@ -1,10 +1,11 @@
-"""How the client talks to the service: a browser's session, requests, and failures in words."""
+"""What the client knows of the service: sessions, requests, failures in words, and accounts."""
 
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from secrets import token_urlsafe
 from typing import Any
 from urllib.parse import urljoin
@@ -44,7 +45,7 @@ def open_session(browser: str) -> Json:
     return {}
 
 
-def session() -> Any:
+def find_session() -> Any:
     browser = st.context.cookies.get(COOKIE)
     return open_session(browser) if browser else state
 
@@ -58,7 +59,7 @@ def send(method: str, path: str, token: str = "", **options: Any) -> requests.Re
 
 def ask(method: str, path: str, kept: Any = None, **options: Any) -> requests.Response:
     """A request that succeeds or raises. An expired access token is refreshed once."""
-    kept = session() if kept is None else kept
+    kept = find_session() if kept is None else kept
     tokens = kept.get("tokens", {})
     response = send(method, path, tokens.get("access_token", ""), **options)
     if response.status_code == 401 and tokens:
@@ -82,8 +83,12 @@ def collect_names(path: str, id: str) -> dict[int, str]:
 
 
 def read(path: str, kept: Any = None) -> bytes:
-    """A file. `kept` is the `session`, for a thread that has none."""
     return ask("GET", path, kept).content
+
+
+def defer_read(path: str) -> Callable[[], bytes]:
+    """To be called by a thread that has no session."""
+    return partial(read, path, find_session())
 
 
 def is_ready() -> bool:
@@ -93,7 +98,7 @@ def is_ready() -> bool:
 
 
 @contextmanager
-def guarded(form: str = "") -> Iterator[None]:
+def catch_failures(form: str = "") -> Iterator[None]:
     """Keep a failure, in words, for `show_errors` at the field of the form that is to blame."""
     try:
         yield
@@ -105,7 +110,7 @@ def guarded(form: str = "") -> Iterator[None]:
             problem = {"detail": f"The service answered {status} {response.reason}."}
             if "problem+json" in response.headers.get("Content-Type", ""):
                 problem = response.json()
-        if status == 401 and session().pop("tokens", None):
+        if status == 401 and find_session().pop("tokens", None):
             return  # the sign-in says so
         if status == 503 and not is_ready():
             state.away = problem["detail"]
@@ -118,17 +123,17 @@ def show_errors(form: str, field: str | None = None) -> None:
     """What is wrong with the field, or whatever else is wrong with the form."""
     for key in [*state.errors]:
         if key == (form, field) or (key[0] == form and field is None):
-            st.markdown(f":small[:red[{plain(state.errors.pop(key))}]]")
+            st.markdown(f":small[:red[{escape(state.errors.pop(key))}]]")
 
 
 @st.fragment(run_every=2)
 def show_outage(sentence: str) -> None:
     if is_ready():
         st.rerun()
-    st.warning(f"{plain(sentence)} This page recovers by itself.", icon=":material/cloud_off:")
+    st.warning(f"{escape(sentence)} This page recovers by itself.", icon=":material/cloud_off:")
 
 
-def plain(text: object) -> str:
+def escape(text: object) -> str:
     """Text with the characters escaped that Markdown would interpret."""
     return re.sub(r"([\\`*_\[\]<>$:~#|])", r"\\\1", " ".join(str(text).split()))
 
@@ -157,16 +162,16 @@ def show_sign_in() -> None:
 
 def sign_in(form: str) -> None:
     account = {field: state[f"{form} {field}"] for field in SIGN_IN}
-    with guarded(form):
+    with catch_failures(form):
         if form == "register":
             email = state["register email"] or None
             ask("POST", "auth/register", json=account | {"email": email})
-        session()["tokens"] = ask("POST", "auth/login", json=account).json()
+        find_session()["tokens"] = ask("POST", "auth/login", json=account).json()
 
 
 def show_account_menu() -> None:
     menu: Any = {"icon": ":material/account_circle:", "on_click": choose_account}
-    st.menu_button(plain(state.user["username"]), ["Account", "Sign out"], key="account", **menu)
+    st.menu_button(escape(state.user["username"]), ["Account", "Sign out"], key="account", **menu)
 
 
 def choose_account() -> None:
@@ -174,17 +179,18 @@ def choose_account() -> None:
         form = "account", ACCOUNT, state.user, "Save", save_account
         state.dialog = "Account", show_form, *form
     else:
-        session().clear()
+        find_session().clear()
         state.clear()
 
 
 def save_account(form: str) -> None:
     draft = {field: state[f"{form} {field}"] or None for field in ACCOUNT}
     changes = {field: value for field, value in draft.items() if value != state.user.get(field)}
-    with guarded(form):
-        session()["tokens"]["user"] = ask("PATCH", f"users/{state.user['id']}", json=changes).json()
+    with catch_failures(form):
+        user = ask("PATCH", f"users/{state.user['id']}", json=changes).json()
+        find_session()["tokens"]["user"] = user
         if "password" in changes:  # which ended the tokens
-            account = {"username": state.user["username"], "password": changes["password"]}
-            session()["tokens"] = ask("POST", "auth/login", json=account).json()
+            account = {"username": user["username"], "password": changes["password"]}
+            find_session()["tokens"] = ask("POST", "auth/login", json=account).json()
         state.pop("dialog", None)
         st.toast("Saved.")

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from conftest import ADMIN, CLIENT, PASSWORD, call, create_project, list_tasks, running
+from conftest import ADMIN, CLIENT, PASSWORD, call, create_project, list_tasks, run_server
 
 expect.set_options(timeout=30_000)
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -22,7 +22,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 def client() -> Iterator[str]:
     command = (sys.executable, "-m", "streamlit", "run", str(CLIENT / "app.py"))
     options = ("--server.headless=true", "--server.port")
-    with running(*command, *options, ready="/_stcore/health") as url:
+    with run_server(*command, *options, ready="/_stcore/health") as url:
         yield url
 
 

@@ -31,7 +31,7 @@ from conftest import (
 @pytest.fixture(autouse=True)
 def session(monkeypatch: pytest.MonkeyPatch) -> None:
     """AppTest has no cookies: a session is what an app keeps in its state."""
-    monkeypatch.setattr("service.session", lambda: st.session_state)
+    monkeypatch.setattr("service.find_session", lambda: st.session_state)
 
 
 def run(app: AppTest) -> None:
@@ -65,15 +65,15 @@ def open_app(username: str = "", path: str = "", page: str = "Board") -> AppTest
     return app
 
 
-def texts(elements: Any) -> list[str]:
+def read_texts(elements: Any) -> list[str]:
     return [element.value.replace("\\", "") for element in elements]
 
 
-def titles(app: AppTest) -> list[str]:
-    return [text.strip("*") for text in texts(app.markdown) if text.startswith("**")]
+def read_titles(app: AppTest) -> list[str]:
+    return [text.strip("*") for text in read_texts(app.markdown) if text.startswith("**")]
 
 
-def errors(app: AppTest) -> dict[str, str]:
+def read_errors(app: AppTest) -> dict[str, str]:
     """What is wrong, by the label of the field or form above it."""
     found, label = {}, ""
     for node in app.main:
@@ -96,7 +96,7 @@ def test_a_person_registers_signs_out_and_signs_in() -> None:
     choose(app, "account", "Sign out")
     type_in(app, "sign_in", username=name, password="a wrong password")  # noqa: S106
     click(app, "Sign in")
-    assert errors(app) == {"Password": "The username or the password is wrong."}
+    assert read_errors(app) == {"Password": "The username or the password is wrong."}
     type_in(app, "sign_in", password=PASSWORD)
     click(app, "Sign in")
     assert app.menu_button(key="account").label == name
@@ -106,12 +106,12 @@ def test_what_is_wrong_stands_beside_its_field_in_words() -> None:
     app, taken = open_app(), register()[0]
     type_in(app, "register", username="a b", email="nobody", password="short")  # noqa: S106
     click(app, "Register")
-    assert "3 to 50 letters" in errors(app)["Username"]
-    assert "an email address" in errors(app)["Email (optional)"]
-    assert "8 characters" in errors(app)["Password"]
+    assert "3 to 50 letters" in read_errors(app)["Username"]
+    assert "an email address" in read_errors(app)["Email (optional)"]
+    assert "8 characters" in read_errors(app)["Password"]
     type_in(app, "register", username=taken, email="", password=PASSWORD)
     click(app, "Register")
-    assert "taken" in errors(app)["Username"]
+    assert "taken" in read_errors(app)["Username"]
 
 
 def test_who_changes_the_password_names_the_old_one() -> None:
@@ -120,7 +120,7 @@ def test_who_changes_the_password_names_the_old_one() -> None:
     choose(app, "account", "Account")
     type_in(app, "account", password="another password", current_password="wrong")  # noqa: S106
     click(app, "Save")
-    assert ":small[:red[This is not the current password]]" in texts(app.markdown)
+    assert ":small[:red[This is not the current password]]" in read_texts(app.markdown)
     type_in(app, "account", current_password=PASSWORD)
     click(app, "Save")
     assert app.toast[0].value == "Saved."
@@ -158,7 +158,7 @@ def test_a_task_is_created_once_edited_completed_and_deleted() -> None:
     app = open_app(name, path)
     click(app, "new_task")
     click(app, f"{path} save")
-    assert errors(app) == {"Title": "This field is required"}
+    assert read_errors(app) == {"Title": "This field is required"}
     type_in(app, path, title="Write *it*", repository="a/b")
     app.number_input(key=f"{path} priority").set_value(7)
     app.date_input(key=f"{path} due_date").set_value(date(2020, 1, 31))
@@ -170,7 +170,7 @@ def test_a_task_is_created_once_edited_completed_and_deleted() -> None:
     click(app, f"{path} save")
     badges = f":red-badge[:material/event: 31 Jan 2020] :blue-badge[:material/person: {name}]"
     badges = f":violet-badge[priority 7] {badges} :orange-badge[a/b :material/star: 1,234]"
-    pending = texts(app.columns[0].markdown)
+    pending = read_texts(app.columns[0].markdown)
     assert pending == ["##### Pending :gray-badge[1]", "**Write *it***", badges]
     task = f"tasks/{list_tasks(path, 'id')[0]}"
     click(app, f"{task} edit")
@@ -181,23 +181,25 @@ def test_a_task_is_created_once_edited_completed_and_deleted() -> None:
     assert list_tasks(path) == ["Write it well"]
     assert list_tasks(path, "due_date") == [None]
     assert list_tasks(path, "status") == ["completed"]
-    assert "**Write it well**" in texts(app.columns[2].markdown)
+    assert "**Write it well**" in read_texts(app.columns[2].markdown)
     click(app, f"{task} edit")
     click(app, f"{task} delete")
-    assert "This deletes the task **Write it well**. It cannot be undone." in texts(app.markdown)
+    assert "This deletes the task **Write it well**. It cannot be undone." in read_texts(
+        app.markdown
+    )
     click(app, "keep")
     assert list_tasks(path) == ["Write it well"]
     click(app, f"{task} delete")
     click(app, "confirm")
     assert list_tasks(path) == []
-    assert titles(app) == []
+    assert read_titles(app) == []
 
 
 def test_only_those_who_may_change_a_task_are_offered_it() -> None:
     path, name, _ = create_project()
     task = f"tasks/{call('POST', path, json={'title': 'Not yours'})['id']}"
     app = open_app(name, path)
-    assert titles(app) == ["Not yours"]
+    assert read_titles(app) == ["Not yours"]
     assert f"{task} edit" not in [button.key for button in app.button]
     click(app, "new_task")
     assert app.selectbox(key=f"{path} assigned_to").options == [name]
@@ -212,7 +214,7 @@ def test_the_board_filters_and_puts_the_most_urgent_first() -> None:
     ):
         call("POST", path, json=task)
     app = open_app(name, path)
-    assert titles(app) == ["Linked", "Mine", "Plain"]
+    assert read_titles(app) == ["Linked", "Mine", "Plain"]
     for key, value, empty, shown in (
         ("q", "PLAIN", "", ["Linked", "Plain"]),
         ("repository", "A/b", "", ["Linked"]),
@@ -225,7 +227,7 @@ def test_the_board_filters_and_puts_the_most_urgent_first() -> None:
             widget: Any = app.get_by_key(key)
             widget.set_value(content)
             run(app)
-            assert titles(app) == expected
+            assert read_titles(app) == expected
 
 
 @pytest.mark.parametrize(("choice", "title"), [("keep_mine", "Mine"), ("keep_theirs", "Theirs")])
@@ -240,11 +242,11 @@ def test_a_conflict_shows_both_versions(choice: str, title: str) -> None:
     assert list_tasks(path) == ["Theirs"]
     rows = app.table[0].value.values.tolist()
     assert rows[0] == ["Title", ":orange-background[Mine]", ":orange-background[Theirs]"]
-    assert rows[1] == ["Description", "-", "-"]
+    assert rows[1] == ["Description", "", ""]
     click(app, choice)
     assert list_tasks(path) == [title]
     assert list_tasks(path, "priority") == [9]
-    assert titles(app) == [title]
+    assert read_titles(app) == [title]
 
 
 def test_the_overview_counts_by_status_and_by_week() -> None:
@@ -272,12 +274,12 @@ def test_one_is_in_the_project_that_one_has_created() -> None:
     app.multiselect(key="added").set_value([joins_id])
     app.multiselect(key="removed").set_value([leaves_id])
     click(app, "Save members")
-    assert f":material/person: {joins}" in texts(app.markdown)
-    assert f":material/person: {leaves}" not in texts(app.markdown)
+    assert f":material/person: {joins}" in read_texts(app.markdown)
+    assert f":material/person: {leaves}" not in read_texts(app.markdown)
     click(app, "new_project")
     type_in(app, "projects/", name=(name := f"Party {uuid4().hex[:8]}"))
     click(app, "projects/ save")
-    assert f"##### {name}" in texts(app.markdown)
+    assert f"##### {name}" in read_texts(app.markdown)
     assert "Nobody yet. Add people" in app.info[0].value
     app.session_state["page"] = "Board"
     run(app)
@@ -297,7 +299,7 @@ def test_deleting_a_project_says_how_many_tasks_go_with_it() -> None:
     click(app, "edit_project")
     click(app, f"{project} delete")
     question = "This deletes the project **Doomed** and its 2 tasks. It cannot be undone."
-    assert question in texts(app.markdown)
+    assert question in read_texts(app.markdown)
     click(app, "confirm")
     assert "Doomed" not in app.selectbox(key="project").options
     inbox = next(row["id"] for row in call("GET", "projects/?limit=200") if row["name"] == "Inbox")
@@ -305,7 +307,7 @@ def test_deleting_a_project_says_how_many_tasks_go_with_it() -> None:
     click(app, "edit_project")
     click(app, f"projects/{inbox} delete")
     click(app, "confirm")
-    assert any("An Inbox" in text for text in texts(app.markdown))
+    assert any("An Inbox" in text for text in read_texts(app.markdown))
 
 
 def test_projects_are_told_apart_without_numbers_of_the_database() -> None:
@@ -357,10 +359,10 @@ def test_a_file_of_5000_tasks_is_imported_and_read_by_pages() -> None:
     app.session_state["page"] = "Board"
     app.session_state["project"] = int(id)
     run(app)
-    assert texts(app.markdown)[0] == "##### Pending :gray-badge[5,000]"
+    assert read_texts(app.markdown)[0] == "##### Pending :gray-badge[5,000]"
     for button, first in (("Next", 20), ("Next", 40), ("Previous", 20)):
         click(app, button)
-        assert titles(app) == [f"Task {number}" for number in range(first, first + 20)]
+        assert read_titles(app) == [f"Task {number}" for number in range(first, first + 20)]
 
 
 # ----------------------------------------------------------------------------------- failures
@@ -371,7 +373,7 @@ def test_misbehaviour_is_answered_as_expected() -> None:
     app = open_app(name, path, "Misbehave")
     for case in [button.label for button in app.button]:
         click(app, case)
-        badges = [text for text in texts(app.markdown) if "-badge[" in text]
+        badges = [text for text in read_texts(app.markdown) if "-badge[" in text]
         assert badges, case
         assert [badge for badge in badges if not badge.startswith(":green-badge")] == [], case
     assert call("GET", "tasks/", name) == []
@@ -388,7 +390,7 @@ def test_a_failure_is_said_once_and_the_page_recovers(monkeypatch: pytest.Monkey
     with monkeypatch.context() as away:
         away.setattr("service.API_URL", "http://127.0.0.1:9/")
         click(app, f"{task} save")
-        [warning] = texts(app.warning)
+        [warning] = read_texts(app.warning)
         assert warning.startswith("The service at http://127.0.0.1:9/ cannot be reached.")
         assert not app.error
     run(app)
