@@ -76,7 +76,7 @@ class EmbeddedPostgres:
             while self.pid_file.exists() and time.monotonic() < deadline:
                 time.sleep(0.02)
 
-    def watch(self, seconds: float) -> None:
+    def watch(self, seconds: float) -> None:  # the program of the watchdog
         new, deadline = self.folder / "new", time.monotonic() + seconds
         if not self.data.exists():
             shutil.rmtree(new, ignore_errors=True)  # initdb was interrupted
