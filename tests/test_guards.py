@@ -165,7 +165,7 @@ class Item{when}(BaseModel):
     status: int = 0
 
 
-@{app}.post("/{when}/app")
+@{app}.post("/{when}/app", tags=["added"])
 @api.post("/{when}/api")
 @admin.post("/{when}/admin")
 @own_{when}.post("/{when}/own")
@@ -219,6 +219,8 @@ def test_an_endpoint_that_somebody_adds_is_served_and_guarded(
                 assert answer.json()["detail"] == "There is no tea."
                 assert answer.headers["X-Tea"] == "none"
         refused(admin.post("/after/app", json={"name": "", "status": 500}), 500)
+        operation = ok(admin.get("/openapi.json"))["paths"]["/after/app"]["post"]
+        assert operation["tags"] == ["added"]
         assert "unavailable" not in own.log_text()
     for path in paths:
         assert f"A background task of {path}" in own.log_text()
@@ -230,14 +232,14 @@ def test_an_endpoint_that_somebody_adds_is_served_and_guarded(
 SAMPLES = {
     "columns": "created_at",
     "values": ":created_at",
-    "assignments": "created_at = :created_at",
+    "assignments": ["created_at = :created_at"],
     "owns": "false",
     "table": "tasks",
     "is_expired": "true",
     "body": main.TASK_JSON,
     "source": f"FROM tasks AS task {main.REPOSITORIES} WHERE {' AND '.join(main.FILTERS.values())}",
     "counted": "",
-    "order": main.Order("-due_date", main.RANKS["-due_date"], "task.id"),
+    "order": main.Order(id="task.id", rank=main.RANKS["-due_date"]),
 }
 VERB = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\s")
 
@@ -387,6 +389,12 @@ def test_each_sort_sorts(
         ranked += [task for task in tasks if task[field] is None]
         with subtests.test(sort):
             assert walk(member, f"/tasks/?sort={sort}&limit=1") == ranked
+
+
+def test_each_setting_is_in_the_readme_and_in_the_example() -> None:
+    for page in ("README.md", ".env.example"):
+        words = set(re.findall(r"\w+", (ROOT / page).read_text()))
+        assert {name.upper() for name in main.Settings.model_fields} <= words
 
 
 def test_each_refusal_is_raised_and_in_the_document_and_in_the_readme(service: Service) -> None:
