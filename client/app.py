@@ -175,6 +175,7 @@ def show_dialog() -> None:
             st.rerun()
         with catch_failures():
             show(*arguments)
+        show_errors("")
 
     st.dialog(title, width="medium", on_dismiss=close)(show_opened)()
 

@@ -318,10 +318,8 @@ def test_projects_are_told_apart_without_numbers_of_the_database() -> None:
     assert name in options
     assert f"{name} (2)" in options
     assert f"Inbox of {username}" in options
-    assert open_app(username, path).selectbox(key="project").options == [
-        name,
-        f"Inbox of {username}",
-    ]
+    mine = open_app(username, path).selectbox(key="project").options
+    assert mine == [name, f"Inbox of {username}"]
 
 
 def test_an_admin_changes_who_may_sign_in() -> None:
@@ -331,6 +329,8 @@ def test_an_admin_changes_who_may_sign_in() -> None:
     users = app.data_editor[0].value
     row = users.username.tolist().index(username)
     assert users.created_at[row].startswith(f"{date.today().day} ")
+    assert users.email[row] == ""
+    assert '"May sign in"' in app.data_editor[0].proto.columns
     edits = {row: {"is_active": False}}
     app.session_state["users"] = {"edited_rows": edits, "added_rows": [], "deleted_rows": []}
     click(app, "save_users")
