@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,8 +38,8 @@ async def ask(statement):
 logging.basicConfig(level=logging.INFO)
 server = EmbeddedPostgres(pathlib.Path(sys.argv[1]))
 options = server.start(float(sys.argv[2]))
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     for statement in sys.stdin:
         asyncio.run(ask(statement))
 except KeyboardInterrupt:
@@ -152,10 +153,9 @@ def test_variables_of_the_environment_reach_neither_server_nor_connection(parent
     names = "HOST PORT USER DATABASE PASSWORD PASSFILE SERVICE SERVICEFILE SSLNEGOTIATION GSSLIB "
     names += "SSLMODE TARGETSESSIONATTRS KRBSRVNAME DATA OPTIONS TZ DATESTYLE CLIENTENCODING"
     wrong: dict[str, Any] = {f"PG{name}": "wrong" for name in names.split()}
-    with User(parent / "new", TZ="Asia/Tokyo", LC_ALL="en_GB.UTF-8", **wrong) as user:
+    with User(parent / "new", LC_ALL="en_GB.UTF-8", **wrong) as user:
         assert user.ask("SHOW data_directory") == f"{parent}/new/postgresql/data"
         assert user.ask("SHOW lc_messages") == "C"
-        assert user.ask("SHOW timezone") != "Asia/Tokyo"
 
 
 def test_the_database_of_an_earlier_version_is_used(folder: Path) -> None:
@@ -202,27 +202,28 @@ def test_it_ends_with_its_watchdog(folder: Path) -> None:
 
 def test_ctrl_c_and_a_closed_terminal_reach_the_process_first(folder: Path) -> None:
     process, terminal = open_terminal(folder)
-    os.write(terminal, b"\x03")
-    while b"interrupted" not in os.read(terminal, 4096):
+    terminal.write(b"\x03")
+    while b"interrupted" not in terminal.readline():
         pass
     os.waitpid(process, 0)
     assert find_server(folder) == []
-    os.close(terminal)
+    terminal.close()
     process, terminal = open_terminal(folder)
-    os.close(terminal)
+    terminal.close()
     os.waitpid(process, 0)
     wait_for_end(folder)
 
 
-def open_terminal(folder: Path) -> tuple[int, int]:
+def open_terminal(folder: Path) -> tuple[int, FileIO]:
     """A process that uses the server, and the terminal that it was started from."""
     process, terminal = pty.fork()
     if process == 0:
         os.environ["PYTHONPATH"] = str(ROOT)
         os.execv(sys.executable, [sys.executable, "-c", USER, str(folder), "60"])  # noqa: S606
-    while b"ready" not in os.read(terminal, 4096):
+    file = FileIO(terminal, "r+")
+    while b"ready" not in file.readline():
         pass
-    return process, terminal
+    return process, file
 
 
 def test_a_copy_of_a_running_folder_is_another_database(folder: Path) -> None:
