@@ -9,18 +9,19 @@ conftest.py says where the PostgreSQL comes from. Bad input, attacks and faults 
 import csv
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import jwt
 import pytest
 
 from tests.github import GitHub
+from tests.postgres import held
 from tests.service import (
     KEYS,
     MARKER,
@@ -160,15 +161,16 @@ def test_validation_status_is_the_status_of_invalid_input(boss: Person) -> None:
     refused(boss.get("/tasks/?limit=0"), 422, "query", "limit", code="invalid_input")
 
 
-def test_links_have_the_address_that_the_client_used(boss: Person) -> None:
+def test_links_have_the_address_and_the_query_of_the_client(boss: Person) -> None:
     proxied = {"Host": "tasks.example:8443", "X-Forwarded-Proto": "https"}
+    query = "limit=1&status=Pending&status=completed"
     for path in ("/tasks/", "/api/v1/tasks"):
         url = f"https://tasks.example:8443/pm{path}"
         answer = boss.post(path, json={"title": "T"}, headers=proxied)
         assert answer.headers["Location"] == f"{url.rstrip('/')}/{ok(answer, 201)['id']}"
         boss.post(path, json={"title": "T"})
-        link = boss.get(f"{path}?limit=1", headers=proxied).links["next"]["url"]
-        assert link.startswith(f"{url}?")
+        answer = boss.get(f"{path}?{query}", headers=proxied)
+        assert answer.links["next"]["url"].startswith(f"{url}?{query}&cursor=")
     assert ok(boss.get("/openapi.json"))["servers"][0] == {"url": "/pm"}
     assert boss.get("/").headers["Location"] == "/pm/docs"
     assert "/pm/openapi.json" in boss.get("/docs").text
@@ -263,6 +265,14 @@ def test_a_refresh_does_not_prolong_the_session(user: Person) -> None:
     body = {"refresh_token": jwt.encode(claims, SECRET)}
     tokens = ok(user.post("/auth/refresh", json=body))
     assert claims_of(tokens["refresh_token"])["exp"] == claims["exp"]
+
+
+def test_a_token_expires(user: Person) -> None:
+    claims = claims_of(user.tokens["access_token"]) | {"exp": int(time.time()) + 3}
+    token = bearer(jwt.encode(claims, SECRET))
+    assert ok(user.get("/auth/me", headers=token))["id"] == user.id
+    time.sleep(3)
+    refused(user.get("/auth/me", headers=token), 401, code="invalid_token")
 
 
 def refuse_tokens(user: Person) -> None:
@@ -369,14 +379,6 @@ def test_only_admins_assign_tasks_to_others(member: Person, other: Person, proje
         refused(member.patch(task, json={"assigned_to": assignee}), 403, code="forbidden")
 
 
-def test_only_admins_change_projects_and_members(member: Person, project: str) -> None:
-    refused(member.post("/projects/", json={"name": "N"}), 403, code="forbidden")
-    for path in (project, f"/projects/{MISSING}"):
-        refused(member.patch(path, json={"name": "N"}), 403, code="forbidden")
-        refused(member.delete(path), 403, code="forbidden")
-        refused(member.put(f"{path}/members/{member.id}"), 403, code="forbidden")
-
-
 def test_users_see_and_change_themselves_but_not_their_role(member: Person, other: Person) -> None:
     me = f"/users/{member.id}"
     assert ok(member.get(me)) == ok(member.get("/auth/me"))
@@ -472,12 +474,23 @@ def test_requests_at_once_with_one_idempotency_key_wait(admin: Person, project: 
         assert ok(answer, 201) == task
 
 
+def test_a_retry_waits_in_bounded_time(admin: Person, own_service: Service) -> None:
+    key, caller_id = secrets.token_hex(8), ok(admin.get("/auth/me"))["id"]
+    columns = "INSERT INTO idempotent_answers (caller_id, endpoint, key, body_digest)"
+    first = f"{columns} VALUES ({caller_id}, 'POST /tasks', '{key}', '')"
+    with held(own_service.database_url, first):
+        answer = admin.post("/tasks/", json={"title": "T"}, headers={"Idempotency-Key": key})
+        refused(answer, 409, code="in_progress")
+        assert answer.headers["Retry-After"] == "1"
+
+
 def test_an_idempotency_key_is_kept_for_24_hours(admin: Person, own_service: Service) -> None:
     key = secrets.token_hex(8)
     body, headers = {"title": "T"}, {"Idempotency-Key": key}
     first = created(admin, admin.post("/tasks/", json=body, headers=headers))
     sql = "UPDATE idempotent_answers SET created_at = created_at - $1::interval WHERE key = $2"
     query(own_service.database_url, sql, timedelta(hours=23, minutes=59), key)
+    time.sleep(1.2)  # what has expired is deleted every second
     assert created(admin, admin.post("/tasks/", json=body, headers=headers)) == first
     query(own_service.database_url, sql, timedelta(minutes=1), key)
     second = created(admin, admin.post("/tasks/", json=body, headers=headers))
@@ -513,14 +526,6 @@ def test_a_walk_gives_each_row_once_while_others_come(admin: Person, project: st
     more_urgent = partial(add_task, admin, project, priority=1)
     walked = walk(admin, f"{project}/tasks/?limit=3", between=more_urgent)
     assert [f"/tasks/{task['id']}" for task in walked] == tasks
-
-
-def test_a_link_keeps_the_path_and_the_query_of_the_client(path: str, admin: Person) -> None:
-    sent = {"limit": ["2"], "sort": ["due_date"], "status": ["Pending", "completed"]}
-    for spelling in (path, path.rstrip("/"), f"/api/v1{path}"):
-        url = urlsplit(admin.get(spelling, params=sent).links["next"]["url"])
-        assert f"{url.scheme}://{url.netloc}{url.path}" == f"{admin.service.url}{spelling}"
-        assert without(parse_qs(url.query), "cursor") == sent
 
 
 def test_a_damaged_cursor_and_an_unknown_parameter_are_refused(path: str, admin: Person) -> None:
@@ -564,9 +569,8 @@ def test_a_user_is_changed_field_by_field(admin: Person, user: Person) -> None:
 
 
 def test_a_password_is_the_same_however_its_accents_are_composed(admin: Person) -> None:
-    composed, decomposed = "cr\u00e8me br\u00fbl\u00e9e", "cre\u0300me bru\u0302le\u0301e"
-    user = sign_up(admin, password=composed)
-    ok(log_in(admin, user.username, decomposed))
+    user = sign_up(admin, password="cr\u00e8me br\u00fbl\u00e9e")  # noqa: S106
+    ok(log_in(admin, user.username, "cre\u0300me bru\u0302le\u0301e"))
 
 
 # ----------------------------------------------------------------------------------------- projects
@@ -781,12 +785,6 @@ def test_a_task_shows_its_repository(method: str, admin: Person, github: GitHub)
     assert ok(change(json={"repository": None}))["repository_stars"] is None
 
 
-def test_an_unknown_and_a_private_repository_are_refused(admin: Person, github: GitHub) -> None:
-    for name in (f"octo/{new_name()}", github.has(private=True)):
-        answer = admin.post("/tasks/", json={"title": "T", "repository": name})
-        refused(answer, 400, "body", "repository", code="invalid_input")
-
-
 # ---------------------------------------------------------------------------------------- CSV files
 
 
@@ -851,9 +849,3 @@ def test_every_path_is_served(form: str, admin: Person, member: Person, project:
     created(admin, admin.post(form.format("/tasks"), json={"title": "T"}))
     ok(admin.put(form.format(f"{project}/members/{member.id}")))
     ok(admin.delete(form.format(project)), 204)
-
-
-def test_the_root_leads_to_the_documentation(nobody: Person) -> None:
-    root = nobody.get("/")
-    assert root.has_redirect_location
-    assert "swagger" in nobody.get(root.headers["Location"]).text.lower()

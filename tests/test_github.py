@@ -1,6 +1,7 @@
 """What the service makes of GitHub's answers, when it asks, and what it remembers."""
 
 import secrets
+import socket
 import time
 from datetime import timedelta
 from functools import partial
@@ -34,12 +35,30 @@ def test_a_renamed_repository_is_followed(admin: Person, github: GitHub) -> None
     assert link(admin, moved)["repository"] == name
 
 
-def test_an_unknown_repository_is_remembered_for_a_while(admin: Person, github: GitHub) -> None:
-    name = f"octo/{new_name()}"
-    for spelling in (name, name.upper()):
-        answer = admin.post("/tasks/", json={"title": "T", "repository": spelling})
-        refused(answer, 400, "body", "repository", code="invalid_input")
-    assert github.count(name) == 1
+def test_an_unknown_and_a_private_repository_are_refused_and_remembered(
+    admin: Person, github: GitHub
+) -> None:
+    for name in (f"octo/{new_name()}", github.has(private=True)):
+        for spelling in (name, name.upper()):
+            answer = admin.post("/tasks/", json={"title": "T", "repository": spelling})
+            refused(answer, 400, "body", "repository", code="invalid_input")
+        assert github.count(name) == 1
+
+
+def test_who_is_disabled_while_github_answers_changes_nothing(
+    admin: Person, github: GitHub
+) -> None:
+    user, name = sign_up(admin), f"octo/{new_name()}"
+    found = {"full_name": name, "private": False, "stargazers_count": 7, "description": None}
+
+    def disable_and_answer(wire: socket.socket) -> None:
+        ok(admin.patch(f"/users/{user.id}", json={"is_active": False}))
+        wire.sendall(reply(found))
+
+    github.answers_for(disable_and_answer, name)
+    answer = user.post("/tasks/", json={"title": "T", "repository": name})
+    refused(answer, 401, code="invalid_token")
+    assert ok(admin.get("/tasks/", params={"repository": name})) == []
 
 
 def test_github_is_not_asked_for_who_may_not_change_the_task(admin: Person, github: GitHub) -> None:
