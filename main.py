@@ -33,7 +33,7 @@ import sys
 import tempfile
 import time
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -610,6 +610,11 @@ CONSTRAINTS = {
     "service_stays_an_admin": Reason.FORBIDDEN,
 }
 NOT_A_MEMBER = "Expected a member of the project"
+# How FastAPI and Starlette begin their refusals of a body.
+BODY_ERROR = re.compile(
+    r"There was an error parsing|Too many f|(Part|Field) exceeded|Invalid multipart"
+    r"|Missing boundary|The Content-Disposition header"
+)
 GRANT_ERRORS = {
     Reason.WRONG_PASSWORD: "invalid_grant",
     Reason.INVALID_TOKEN: "invalid_grant",
@@ -624,8 +629,8 @@ def as_refusal(error: Exception, request_id: str) -> Refusal:
             return error
         case RequestValidationError():
             return Refusal(Reason.INVALID_INPUT, errors=describe_errors(error.errors()))
-        case HTTPException(status_code=400, detail="There was an error parsing the body"):
-            return invalid("body", msg="The body cannot be read; send JSON in UTF-8")
+        case HTTPException(status_code=400) if BODY_ERROR.match(str(error.detail)):
+            return invalid("body", msg="The body cannot be read; send JSON in UTF-8, or a form")
         case HTTPException(status_code=405, detail="Method Not Allowed"):
             return Refusal(Reason.METHOD_NOT_ALLOWED)
         case HTTPException():  # of an endpoint that was added
@@ -2444,14 +2449,18 @@ async def read_upload(upload_id: PathId) -> Response:
 
 
 @admin.get("/upload/errors", **CSV_FILE)
-async def download_latest_errors(bom: Bom = False) -> Response:
+async def download_latest_errors(
+    request: Request, caller: CurrentCaller, bom: Bom = False
+) -> Response:
     """The rejected rows of the newest upload that has any, as a CSV file. For admins."""
     row = require_row(await fetch_row("SELECT max(upload_id) AS id FROM upload_errors"))
-    return await download_upload_errors(row["id"], bom)
+    return await download_upload_errors(request, row["id"], caller, bom)
 
 
 @admin.get("/uploads/{upload_id}/errors", **CSV_FILE)
-async def download_upload_errors(upload_id: PathId, bom: Bom = False) -> Response:
+async def download_upload_errors(
+    request: Request, upload_id: PathId, caller: CurrentCaller, bom: Bom = False
+) -> Response:
     """The rejected rows of an upload as a CSV file: as they came, with `line` and `error`.
 
     For admins. They are kept for 30 days.
@@ -2471,11 +2480,14 @@ async def download_upload_errors(upload_id: PathId, bom: Bom = False) -> Respons
 
     filename = re.sub(r"(\.csv)?$", "_errors.csv", filename, count=1, flags=re.IGNORECASE)
     names = [*columns, "line", "error"]
-    return csv_response(filename, names, sql, read_cells, bom, upload_id=upload_id)
+    confirm = partial(confirm_caller, request, caller)
+    return csv_response(filename, names, sql, read_cells, confirm, bom, upload_id=upload_id)
 
 
 @api.get("/projects/{project_id}/tasks/export", **CSV_FILE)
-async def export_tasks(project_id: PathId, caller: CurrentCaller, bom: Bom = False) -> Response:
+async def export_tasks(
+    request: Request, project_id: PathId, caller: CurrentCaller, bom: Bom = False
+) -> Response:
     """The tasks of a project as a CSV file, by id. It can be uploaded again."""
     await select_project(project_id, caller)
     columns = ", ".join(f"task.{name}" for name in COLUMNS)
@@ -2488,7 +2500,8 @@ async def export_tasks(project_id: PathId, caller: CurrentCaller, bom: Bom = Fal
     """  # noqa: S608 - rules of access, columns, names of fields
     values = {"project_id": project_id, "caller_id": caller.id}
     filename = f"project_{project_id}_tasks.csv"
-    return csv_response(filename, COLUMNS, sql, lambda _, *cells: cells, bom, **values)
+    confirm = partial(confirm_caller, request, caller)
+    return csv_response(filename, COLUMNS, sql, lambda _, *cells: cells, confirm, bom, **values)
 
 
 def csv_response(
@@ -2496,6 +2509,7 @@ def csv_response(
     columns: list[str],
     sql: str,
     read_cells: Callable[..., Iterable[Any]],
+    confirm: Callable[[], Awaitable[None]],
     bom: bool,
     **values: Any,
 ) -> Response:
@@ -2513,6 +2527,7 @@ def csv_response(
             buffer.seek(0)
             buffer.truncate()
             after = rows[-1][0]
+            await confirm()  # a slow reader does not outlive its credentials
         yield buffer.getvalue()
 
     ascii_name = re.sub(r"[^ -~]", "_", filename)
@@ -2841,7 +2856,8 @@ def complete_openapi(app: FastAPI) -> None:
         for parameter in operation.get("parameters", []):
             add_refusals(responses, *REFUSALS.get(parameter["name"], []))
             add_refusals(responses, *REFUSALS.get(parameter["in"], []))
-            if examples := parameter["schema"].get("examples"):
+            examples = parameter["schema"].get("examples")
+            if examples and parameter["in"] != "query":
                 parameter["example"] = examples[0]  # which Swagger UI fills in
         operation["responses"] = dict(sorted(responses.items()))
         for body in (operation.get("requestBody", {}), *responses.values()):
