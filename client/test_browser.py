@@ -102,7 +102,10 @@ def test_a_phone_has_one_row_tabs_and_icons_for_a_thumb(browser: Browser, client
     path, _, _ = create_project(name := f"Relaunch {uuid4().hex[:8]}")
     call("POST", path, json={"title": "Begun", "status": "in_progress"})
     page = open_page(browser, f"{client}?project={name}", 390)
-    header = [page.locator(f".st-key-{key}:visible") for key in ("project", "menu", "account")]
+    parts = ("project input", "menu button:visible", "account button:visible")
+    header = [page.locator(f".st-key-{part}") for part in parts]
+    for part in (page.get_by_role("heading", name="Pending 0"), *header):
+        expect(part).to_be_visible()
     boxes: list[Any] = [part.bounding_box() for part in header]
     assert max(box["y"] + box["height"] for box in boxes) < 70
     assert max(box["x"] + box["width"] for box in boxes) <= 390
