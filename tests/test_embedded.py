@@ -194,6 +194,15 @@ def test_one_worker_of_the_service_may_be_killed_and_then_all(folder: Path) -> N
     wait_for_end(folder)
 
 
+def test_who_comes_while_it_is_stopped_starts_it_again(folder: Path) -> None:
+    for _ in range(10):
+        server = EmbeddedPostgres(folder)
+        server.start()
+        assert server.users
+        os.close(server.users)  # as the system does for a process that dies
+    wait_for_end(folder)
+
+
 def test_it_ends_with_its_watchdog(folder: Path) -> None:
     with User(folder):
         kill(*{*find_server(folder)} - {read_server_pid(folder)})
