@@ -217,7 +217,7 @@ def test_every_answer_has_a_request_id_the_clients_own_if_sane(path: str, nobody
         assert answer.headers["X-Request-ID"] == sent
     for sent in ("", "a b", "x" * 65, "<script>"):
         answer = nobody.get(path, headers={"X-Request-ID": sent})
-        assert re.fullmatch("[0-9a-f]{16}", answer.headers["X-Request-ID"])
+        assert re.fullmatch("[0-9a-f]{16,32}", answer.headers["X-Request-ID"])
 
 
 # ------------------------------------------------------------------------------------------ callers
@@ -323,10 +323,7 @@ def test_ten_wrong_passwords_close_a_name_for_a_minute(user: Person, own_service
         refused(log_in(user, user.username, f"wrong {number}"), 401, code="wrong_password")
     refused(log_in(user, user.username.upper()), 429, code="too_many_attempts")
     assert ok(user.get("/auth/me"))["id"] == user.id, "tokens stay valid"
-    sql = """
-        UPDATE sign_in_attempts SET started_at = started_at - $1::interval
-        WHERE strpos(key, $2) > 0
-    """
+    sql = "UPDATE sign_in_attempts SET started_at = started_at - $1::interval WHERE key ~ $2"
     query(own_service.database_url, sql, timedelta(seconds=45), user.username)
     refused(log_in(user, user.username), 429, code="too_many_attempts")
     query(own_service.database_url, sql, timedelta(seconds=15), user.username)
