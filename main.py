@@ -483,7 +483,7 @@ class Reason(Enum):
     GITHUB_FAILED = 502, "GitHub gave no valid answer; nothing is stored."
     DATABASE_UNAVAILABLE = 503, "The database is unavailable; try again.", SOON
     TOO_BUSY = 503, "Too many such requests are waiting; try again.", SOON
-    STATEMENT_TOO_LONG = 503, "This takes too long; name a project, or leave out q and count."
+    STATEMENT_TOO_LONG = 503, "This takes too long; name a project, or use fewer filters."
     STORAGE_FULL = 503, "There is no space for the file.", LATER
     GITHUB_LIMITED = 503, "GitHub's rate limit is used up; nothing is stored.", LATER
     GITHUB_TIMEOUT = 504, "GitHub did not answer in time; nothing is stored."
@@ -1203,7 +1203,7 @@ async def list_rows(
             SELECT rank, id, body, row_number() OVER () AS place FROM (
                 SELECT {order.rank} AS rank, {order.id} AS id, {body}
                 {source} AND {order.after}
-                ORDER BY {order.by} LIMIT :limit + 1 OFFSET :offset
+                ORDER BY {order.by} LIMIT :limit + 1 OFFSET :offset::bigint
             ) AS page
         ) AS numbered
     """  # noqa: S608 - columns, literals
@@ -2033,6 +2033,8 @@ async def select_tasks(
 ) -> Response:
     order = Order("task.id", RANKS[page.sort], page.sort, page.sort == TaskSort.ID_DESCENDING)
     values = page.model_dump(include={*FILTERS})
+    # All but the plain list may read many rows.
+    is_scan = values or page.count or page.offset is not MISSING or page.sort not in INDEXED
     conditions = " AND ".join([sees(caller, "task.project_id"), *[FILTERS[f] for f in values]])
     if project_id is not None:
         conditions += " AND task.project_id = :project_id"
@@ -2045,10 +2047,9 @@ async def select_tasks(
             FROM ({OWN_PROJECTS}) AS own CROSS JOIN LATERAL (
                 SELECT task.* FROM tasks AS task
                 WHERE task.project_id = own.project_id AND {conditions} AND {order.after}
-                ORDER BY {order.by} LIMIT :limit + 1 + :offset
+                ORDER BY {order.by} LIMIT :limit + 1 + :offset::bigint
             ) AS task {REPOSITORIES} WHERE true
         """  # noqa: S608 - columns, literals
-    is_scan = page.count or "q" in values or page.sort not in INDEXED
     async with take_own_turn(caller, worker.scans) if is_scan else nullcontext():
         return await list_rows(
             request,
