@@ -213,7 +213,7 @@ class Figure(NamedTuple):
     failures: int
 
 
-def load_server(turn: Turn, seconds: int, connections: int = 16) -> Figure:
+def load_server(turn: Turn, seconds: int, connections: int) -> Figure:
     """Each connection sends its next request when it has the answer to the last one."""
     with NamedTemporaryFile("w", suffix=".requests") as file:
         file.write("\n".join(turn.requests))
@@ -224,5 +224,7 @@ def load_server(turn: Turn, seconds: int, connections: int = 16) -> Figure:
         cpu = sum(turn.server.process.cpu_times()[:2])
         output = subprocess.check_output(command, text=True)  # noqa: S603 - ours
         cpu = sum(turn.server.process.cpu_times()[:2]) - cpu
-    answers, elapsed, failures = output.splitlines()[-1].split()
-    return Figure(int(answers) / float(elapsed), cpu / int(answers) * 1e6, int(failures))
+    answers, elapsed, failures = map(float, output.splitlines()[-1].split())
+    if not answers:
+        sys.exit(f"{turn.server.name} does not answer {turn.requests[0]} within {seconds} s.")
+    return Figure(answers / elapsed, cpu / answers * 1e6, int(failures))
