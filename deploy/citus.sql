@@ -1,5 +1,5 @@
--- Distributes the tables over a Citus cluster: once, on the coordinator, after the first start of the service. It may run
--- again.
+-- Distributes the tables over a Citus cluster: once, on the coordinator, after the first start of
+-- the service. It may run again.
 --
 --     psql -X -v ON_ERROR_STOP=1 "$DATABASE_URL" -f deploy/citus.sql
 
@@ -8,7 +8,8 @@ DO $$
         setting text;
     BEGIN
         FOREACH setting IN ARRAY ARRAY[
-            -- Otherwise what refers to users becomes a local table of Citus, instead of being left to be distributed.
+            -- Otherwise tables that refer to users become local tables of Citus, which cannot be
+            -- distributed.
             'citus.enable_local_reference_table_foreign_keys = off',
             -- A new schema.sql changes distributed tables, and users, in one transaction.
             'citus.multi_shard_modify_mode = sequential'
@@ -22,10 +23,13 @@ $$;
 -- Every shard refers to these: each server has them whole.
 SELECT create_reference_table(name) FROM (VALUES ('users'), ('repositories')) AS t (name)
 WHERE NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = name::regclass);
--- Everything of a project lives in one shard, so that a request that names the project asks one server.
+-- Everything of a project lives in one shard, so that what names the project asks one server.
 SELECT create_distributed_table(name, key)
-FROM (VALUES ('projects', 'id'), ('members', 'project_id'), ('tasks', 'project_id')) AS t (name, key)
+FROM (
+    VALUES ('projects', 'id'), ('members', 'project_id'), ('tasks', 'project_id')
+) AS t (name, key)
 WHERE NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = name::regclass);
 
--- Deletes what was copied from the coordinator's own tables and is left behind there.
-SELECT truncate_local_data_after_distributing_table(name) FROM (VALUES ('users'), ('repositories')) AS t (name);
+-- Delete what was copied from the coordinator's own tables and is left behind there.
+SELECT truncate_local_data_after_distributing_table(name)
+FROM (VALUES ('users'), ('repositories')) AS t (name);
