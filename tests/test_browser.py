@@ -5,16 +5,13 @@ Skipped where `pip install playwright==1.65.2`, or chromium, is missing.
 
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.github import GitHub
 from tests.service import KEYS, PASSWORD, NewDatabase, serve
 
 pytest.importorskip("playwright", reason="needs `pip install playwright`, without its browsers")
@@ -30,10 +27,8 @@ OPTIONS = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in U
 
 @contextmanager
 def open_page(**options: Any) -> Iterator[Page]:
-    with (
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS) as browser,
-    ):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
         yield browser.new_page(**options)
 
 
@@ -114,17 +109,13 @@ READ = """async ([url, key]) => {
 
 
 def test_a_front_end_on_another_port_reads_what_clients_need(
-    new_database: NewDatabase, tmp_path: Path
+    new_database: NewDatabase, github: GitHub
 ) -> None:
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-    front_end = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=front_end.serve_forever, daemon=True).start()
-    origin = f"http://127.0.0.1:{front_end.server_port}"
+    origin = f"http://127.0.0.1:{github.server_port}"  # any page of another server will do
     settings: Any = {"CORS_ORIGINS": origin}
     with new_database() as url, serve(DATABASE_URL=url, **settings) as own, open_page() as page:
         page.goto(origin)
         etag, total, link = page.evaluate(READ, [own.url, KEYS[0]])
-    front_end.shutdown()
     assert etag == '"1"'
     assert int(total) >= 2
     assert link.startswith(f"<{own.url}/projects/?")

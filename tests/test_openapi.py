@@ -185,6 +185,7 @@ def test_parameters_have_sentences_and_only_filters_no_example(operations: Opera
             assert re.search(r"\w .*\.$", parameter["description"]), f"{it.name}: {name}"
             expected = 1 if parameter["in"] == "path" else "*" if name == "If-Match" else None
             assert parameter.get("example") == expected, f"{it.name}: {name}"
+            assert "anyOf" not in parameter["schema"], f"{it.name}: {name} is never null"
 
 
 def test_every_answer_has_an_example_of_its_schema(document: Any, operations: Operations) -> None:
