@@ -233,7 +233,7 @@ def test_a_stopped_worker_stops_only_what_lives_there(
     """
     with (
         new_database() as url,
-        serve(DATABASE_URL=url) as own,
+        serve(DATABASE_URL=url, POOL_SIZE="40") as own,
         own.client(X_API_Key=KEYS[0]) as admin,
     ):
         loads: dict[bool, Load] = {}  # one on the worker, and one elsewhere
