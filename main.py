@@ -48,7 +48,7 @@ from functools import lru_cache, partial
 from http.client import responses as STATUS_PHRASES
 from pathlib import Path as FilePath
 from typing import IO, Annotated, Any, Literal, NamedTuple, Self, TypeAlias, cast, get_args
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 from weakref import WeakValueDictionary
 
 import argon2
@@ -63,7 +63,6 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.models import OAuth2, OAuthFlowPassword, OAuthFlows
 from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
-from fastapi.security import APIKeyHeader
 from fastapi.security.base import SecurityBase
 from fastapi_offline import FastAPIOffline
 from pydantic import (
@@ -386,7 +385,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             options = await asyncio.to_thread(embedded.start)
         except OSError as error:
-            worker.startup_error = str(error)
+            worker.startup_error = f"No embedded PostgreSQL: {error}; set DATABASE_URL or DATA_DIR"
             raise
     options |= SHARED_SESSIONS if settings.transaction_pooler else OWN_SESSIONS
     worker.database = Database(
@@ -709,16 +708,17 @@ class Caller:
 
 
 CALLER = "id, role = 'admin' AS is_admin, inbox_id, password_changed_at"  # columns of `users`
-api_key = APIKeyHeader(
-    name="X-API-Key",
-    scheme_name="APIKey",
-    description="The service logs it at its start, unless `API_KEY` sets it.",
-    auto_error=False,
-)
+API_KEY = {
+    "type": "apiKey",
+    "in": "header",
+    "name": "X-API-Key",
+    "description": "The service logs it at its start, unless `API_KEY` sets it.",
+}
 
 
 class Authentication(SecurityBase):
-    """Who is calling. Also the security scheme of tokens, so that a request resolves one object."""
+    """Who is calling. It is the security scheme of tokens too, so that a request resolves one
+    object; complete_openapi adds that of the key, which FastAPI would resolve besides."""
 
     scheme_name = "Password"
     model = OAuth2(
@@ -857,11 +857,10 @@ ROUTER: dict[str, Any] = {
 }
 # An endpoint's router says who may call it, and how much it may send.
 public = APIRouter(max_body_size=16 * 1024, **ROUTER)
-GUARDS = [Depends(api_key), Depends(authenticate)]
-api = APIRouter(dependencies=GUARDS, max_body_size=256 * 1024, **ROUTER)
+api = APIRouter(dependencies=[Depends(authenticate)], max_body_size=256 * 1024, **ROUTER)
 ROUTER["responses"] = add_refusals({**FAILED}, Reason.FORBIDDEN)
 admin = APIRouter(
-    dependencies=[*GUARDS, Depends(require_admin)], max_body_size=256 * 1024, **ROUTER
+    dependencies=[Depends(authenticate), Depends(require_admin)], max_body_size=256 * 1024, **ROUTER
 )
 
 # ------------------------------------------------------------------------------- requests and lists
@@ -911,6 +910,15 @@ DueDate = Annotated[
     date,
     Field(ge=date(1900, 1, 1), le=date(9998, 12, 31), strict=False),
     BeforeValidator(read_date),
+]
+IfMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-Match",
+        pattern=ENTITY_TAGS,
+        description='Change this version only: `ETag`, or `version` in quotes, as `"3"`.',
+        examples=["*"],
+    ),
 ]
 IfNoneMatch = Annotated[
     str | None,
@@ -1017,32 +1025,25 @@ def row_response(row: Row, if_none_match: str | None = None) -> Response:
     return Response(row["body"], 200, headers, "application/json")
 
 
+def find_origin(request: Request) -> str:
+    """Scheme and host, as the client has them. Starlette's URL takes longer than a statement."""
+    return f"{request.scope['scheme']}://{request.headers.get('host', 'localhost')}"
+
+
 def created_response(request: Request, row: Row, path: str, status: int = 201) -> Response:
     """The new resource, or the first answer to its Idempotency-Key."""
     response = row_response(row)
     response.status_code = status
-    response.headers["Location"] = f"{request.base_url}{path}/{row['id']}"
+    root = f"{find_origin(request)}{request.scope['root_path']}"
+    response.headers["Location"] = f"{root}/{path}/{row['id']}"
     if "is_replay" in row:
         response.headers["Idempotent-Replayed"] = "true"
     return response
 
 
-async def read_versions(
-    if_match: Annotated[
-        str | None,
-        Header(
-            alias="If-Match",
-            pattern=ENTITY_TAGS,
-            description='Change this version only: `ETag`, or `version` in quotes, as `"3"`.',
-            examples=["*"],
-        ),
-    ] = None,
-) -> list[str] | None:
+def read_versions(if_match: str | None) -> list[str] | None:
     """The versions in If-Match, for IS_CURRENT; None is any. Proxies that compress add W/."""
     return None if if_match in (None, "*") else re.findall(r'"([^"]*)"', if_match or "")
-
-
-Versions = Annotated[list[str] | None, Depends(read_versions)]
 
 
 # As text: the driver would look up the type of an array of integers.
@@ -1142,11 +1143,11 @@ class Page(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(100, ge=1, le=200, description="Rows at most.", json_schema_extra=INT32)
-    cursor: Annotated[str, Field(max_length=100)] | MISSING = Field(
-        MISSING, description="From the `Link` of the page before; with the same `sort`."
+    cursor: Annotated[str, Field(max_length=100)] | None = Field(
+        None, description="From the `Link` of the page before; with the same `sort`."
     )
-    offset: Annotated[int, Field(ge=0, le=2**53, json_schema_extra=INT64)] | MISSING = Field(
-        MISSING, description="Rows to skip; not with `cursor`."
+    offset: Annotated[int, Field(ge=0, le=2**53, json_schema_extra=INT64)] | None = Field(
+        None, description="Rows to skip; not with `cursor`."
     )
     count: bool = Field(False, description="Count all rows, into `X-Total-Count`.")
 
@@ -1180,19 +1181,22 @@ async def list_rows(
     body: str,
     source: str,
     order: Order,
+    joins: str = "",
     counted: str = "",
     **values: Any,
 ) -> Response:
-    """A JSON array of rows, and a Link to the next page. `source` is FROM and WHERE.
+    """A JSON array of rows, and a Link to the next page. All SQL comes from literals.
 
-    `counted` is the same for `count`, where that differs. All SQL comes from literals.
+    `source` is FROM and WHERE; `counted` the same for `count`, where that differs. `joins` are for
+    `body`, which is written for the rows of the page alone.
     """
-    if MISSING not in (page.cursor, page.offset):
+    if None not in (page.cursor, page.offset):
         raise invalid("query", "offset", msg="Send cursor or offset, not both")
     start = INT8_MAX if order.is_descending else -INT8_MAX
-    rank, id = (start, start) if page.cursor is MISSING else read_cursor(page.cursor, order)
+    rank, id = (start, start) if page.cursor is None else read_cursor(page.cursor, order)
     keys = {"after_rank": rank, "after_id": id, "limit": page.limit}
-    keys["offset"] = 0 if page.offset is MISSING else page.offset
+    keys["offset"] = page.offset or 0
+    alias = order.id.partition(".")[0]
     # One row more is read, to know whether there is a next page.
     sql = f"""
         SELECT '[' || coalesce(string_agg(body, ',') FILTER (WHERE place <= :limit), '') || ']'
@@ -1200,18 +1204,20 @@ async def list_rows(
                max(rank) FILTER (WHERE place = :limit) AS rank,
                max(id) FILTER (WHERE place = :limit) AS id
         FROM (
-            SELECT rank, id, body, row_number() OVER () AS place FROM (
-                SELECT {order.rank} AS rank, {order.id} AS id, {body}
-                {source} AND {order.after}
+            SELECT rank, {order.id} AS id, {body}, row_number() OVER (ORDER BY {order.by}) AS place
+            FROM (
+                SELECT {alias}.*, {order.rank} AS rank {source} AND {order.after}
                 ORDER BY {order.by} LIMIT :limit + 1 OFFSET :offset::bigint
-            ) AS page
-        ) AS numbered
+            ) AS {alias} {joins}
+        ) AS page
     """  # noqa: S608 - columns, literals
     row, headers = (await fetch_rows(sql, **values, **keys))[0], {}
     if row["has_more"]:
         cursor = f"{order.name}.{row['rank']}.{row['id']}"
-        url = request.url.replace(path=quote(request.state.path)).remove_query_params("offset")
-        headers["Link"] = f'<{url.include_query_params(cursor=cursor)}>; rel="next"'
+        sent = request.query_params.multi_items()
+        query = [(name, text) for name, text in sent if name not in ("cursor", "offset")]
+        path = f"{quote(request.state.path)}?{urlencode([*query, ('cursor', cursor)])}"
+        headers["Link"] = f'<{find_origin(request)}{path}>; rel="next"'
     if page.count:
         sql = f"SELECT count(*) AS total {counted or source}"
         headers["X-Total-Count"] = str((await fetch_rows(sql, **values))[0]["total"])
@@ -1661,11 +1667,14 @@ async def select_project(project_id: int, caller: Caller) -> Row:
     **WRITTEN,
 )
 @admin.patch("/projects/{project_id}", response_model=Project, **WRITTEN)
-async def update_project(project_id: PathId, update: ProjectUpdate, versions: Versions) -> Response:
+async def update_project(
+    project_id: PathId, update: ProjectUpdate, if_match: IfMatch = None
+) -> Response:
     """Change fields of a project; those left out keep their value, `null` clears an optional one.
 
     `PUT` and `PATCH` do the same. For admins.
     """
+    versions = read_versions(if_match)
     changes = update.model_dump()
     assignments = [f"{name} = :{name}" for name in changes]
     sql = f"""
@@ -1688,8 +1697,9 @@ async def update_project(project_id: PathId, update: ProjectUpdate, versions: Ve
     response_model=None,
     **answers(204, {}, Reason.INBOX_STAYS),
 )
-async def delete_project(project_id: PathId, versions: Versions) -> Response:
+async def delete_project(project_id: PathId, if_match: IfMatch = None) -> Response:
     """Delete a project and all its tasks; an Inbox cannot be deleted. For admins."""
+    versions = read_versions(if_match)
     sql = f"""
         DELETE FROM projects WHERE id = :project_id AND {IS_CURRENT}
           AND NOT EXISTS (SELECT FROM users WHERE inbox_id = :project_id)
@@ -1718,7 +1728,7 @@ async def list_members(
     """The members of a project, by user id."""
     await select_project(project_id, caller)
     source = f"""
-        FROM members AS member JOIN users ON users.id = member.user_id
+        FROM members AS member
         WHERE member.project_id = :project_id AND {sees(caller, "member.project_id")}
     """
     return await list_rows(
@@ -1727,6 +1737,7 @@ async def list_members(
         body=MEMBER_JSON,
         source=source,
         order=Order("member.user_id", "member.user_id"),
+        joins="JOIN users ON users.id = member.user_id",
         project_id=project_id,
         caller_id=caller.id,
     )
@@ -1927,23 +1938,23 @@ class TaskPage(Page):
     sort: TaskSort = Field(
         TaskSort.PRIORITY_DESCENDING, description="`-` for descending; ties by id, nulls last."
     )
-    status: Annotated[list[Status], Field(max_length=10)] | MISSING = Field(
-        MISSING, description="Any of these; repeat the parameter for several."
+    status: Annotated[list[Status], Field(max_length=10)] | None = Field(
+        None, description="Any of these; repeat the parameter for several."
     )
-    completed: bool | MISSING = Field(MISSING, description="Whether `status` is `completed`.")
-    assigned_to: Id | MISSING = Field(MISSING, description="The id of a user.")
-    unassigned: bool | MISSING = Field(MISSING, description="Whether nobody is assigned.")
-    repository: ShortText | MISSING = Field(MISSING, description="owner/name, in any case.")
-    due_before: DueDate | MISSING = Field(MISSING, description="Due before this day.")
-    due_after: DueDate | MISSING = Field(MISSING, description="Due after this day.")
-    updated_after: AwareDatetime | MISSING = Field(
-        MISSING, description="Created or changed after this instant, as 2027-01-31T09:30:00Z."
+    completed: bool | None = Field(None, description="Whether `status` is `completed`.")
+    assigned_to: Id | None = Field(None, description="The id of a user.")
+    unassigned: bool | None = Field(None, description="Whether nobody is assigned.")
+    repository: ShortText | None = Field(None, description="owner/name, in any case.")
+    due_before: DueDate | None = Field(None, description="Due before this day.")
+    due_after: DueDate | None = Field(None, description="Due after this day.")
+    updated_after: AwareDatetime | None = Field(
+        None, description="Created or changed after this instant, as 2027-01-31T09:30:00Z."
     )
-    q: Name | MISSING = Field(MISSING, description="Text in title or description, in any case.")
+    q: Name | None = Field(None, description="Text in title or description, in any case.")
 
 
 class AllTasksPage(TaskPage):
-    project_id: Id | MISSING = Field(MISSING, description="The tasks of one project.")
+    project_id: Id | None = Field(None, description="The tasks of one project.")
 
 
 # A filter or a sort without SQL would be taken and ignored.
@@ -2024,32 +2035,30 @@ async def list_tasks(
 ) -> Response:
     """The tasks of all projects that the caller sees, highest priority first unless sorted
     otherwise."""
-    project_id = None if page.project_id is MISSING else page.project_id
-    return await select_tasks(request, page, caller, project_id)
+    return await select_tasks(request, page, caller, page.project_id)
 
 
 async def select_tasks(
     request: Request, page: TaskPage, caller: Caller, project_id: int | None
 ) -> Response:
     order = Order("task.id", RANKS[page.sort], page.sort, page.sort == TaskSort.ID_DESCENDING)
-    values = page.model_dump(include={*FILTERS})
+    values = page.model_dump(include={*FILTERS}, exclude_none=True)
     # All but the plain list may read many rows.
-    is_scan = values or page.count or page.offset is not MISSING or page.sort not in INDEXED
-    conditions = " AND ".join([sees(caller, "task.project_id"), *[FILTERS[f] for f in values]])
+    is_scan = values or page.count or page.offset or page.sort not in INDEXED
+    filters = "".join(f" AND {FILTERS[name]}" for name in values)
     if project_id is not None:
-        conditions += " AND task.project_id = :project_id"
+        filters += " AND task.project_id = :project_id"
         values["project_id"] = project_id
-    counted = f"FROM tasks AS task WHERE {conditions}"
-    source = f"FROM tasks AS task {REPOSITORIES} WHERE {conditions}"
+    counted = source = f"FROM tasks AS task WHERE {sees(caller, 'task.project_id')} {filters}"
     if project_id is None and not caller.is_admin:
         # A page of each project, so that a member of few projects does not pay for all tasks.
         source = f"""
             FROM ({OWN_PROJECTS}) AS own CROSS JOIN LATERAL (
                 SELECT task.* FROM tasks AS task
-                WHERE task.project_id = own.project_id AND {conditions} AND {order.after}
+                WHERE task.project_id = own.project_id {filters} AND {order.after}
                 ORDER BY {order.by} LIMIT :limit + 1 + :offset::bigint
-            ) AS task {REPOSITORIES} WHERE true
-        """  # noqa: S608 - columns, literals
+            ) AS task WHERE true
+        """  # noqa: S608 - literals
     async with take_own_turn(caller, worker.scans) if is_scan else nullcontext():
         return await list_rows(
             request,
@@ -2057,6 +2066,7 @@ async def select_tasks(
             body=TASK_JSON,
             source=source,
             order=order,
+            joins=REPOSITORIES,
             counted=counted,
             caller_id=caller.id,
             **values,
@@ -2089,13 +2099,14 @@ async def update_task(
     task_id: PathId,
     update: TaskUpdate,
     caller: CurrentCaller,
-    versions: Versions,
+    if_match: IfMatch = None,
 ) -> Response:
     """Change fields of a task; those left out keep their value, `null` clears an optional one.
 
     `PUT` and `PATCH` do the same. For its creator and its assignee, and for admins, who alone may
     change `assigned_to`.
     """
+    versions = read_versions(if_match)
     changes = update.model_dump(exclude={"repository"})
     if not caller.is_admin and "assigned_to" in changes:
         raise Refusal(Reason.FORBIDDEN)
@@ -2131,8 +2142,9 @@ async def update_task(
     response_model=None,
     **answers(204, {}, Reason.FORBIDDEN),
 )
-async def delete_task(task_id: PathId, caller: CurrentCaller, versions: Versions) -> Response:
+async def delete_task(task_id: PathId, caller: CurrentCaller, if_match: IfMatch = None) -> Response:
     """Delete a task. For its creator and its assignee, and for admins."""
+    versions = read_versions(if_match)
     sql = f"""
         DELETE FROM tasks AS task
         WHERE task.id = :task_id AND {sees(caller, "task.project_id")}
@@ -2838,7 +2850,8 @@ def complete_openapi(app: FastAPI) -> None:
     are referred to by name, each model's example wherever a body is of that model."""
     document = app.openapi()
     document["security"] = []  # of the operations that name none
-    schemas = document["components"]["schemas"]
+    schemes, schemas = (document["components"][name] for name in ("securitySchemes", "schemas"))
+    document["components"]["securitySchemes"] = {"APIKey": API_KEY} | schemes
     for model in (Problem, TokenProblem):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
@@ -2851,13 +2864,16 @@ def complete_openapi(app: FastAPI) -> None:
         if (tag := max(TAGS, key=path.rfind)) in path:  # of an endpoint that was added: its own
             operation.setdefault("tags", [tag])
         if "security" in operation:
+            operation["security"].insert(0, {"APIKey": []})
             add_refusals(responses, Reason.UNAUTHENTICATED, Reason.INVALID_TOKEN)
         if operation.keys() & {"parameters", "requestBody"} and path != "/auth/token":
             add_refusals(responses, Reason.INVALID_INPUT)
         for parameter in operation.get("parameters", []):
             add_refusals(responses, *REFUSALS.get(parameter["name"], []))
             add_refusals(responses, *REFUSALS.get(parameter["in"], []))
-            examples = parameter["schema"].get("examples")
+            schema = parameter["schema"]
+            schema |= schema.pop("anyOf", [{}])[0]  # a query or a header cannot say null
+            examples = schema.get("examples")
             if examples and parameter["in"] != "query":
                 parameter["example"] = examples[0]  # which Swagger UI fills in
         operation["responses"] = dict(sorted(responses.items()))
@@ -2881,7 +2897,7 @@ app = FastAPIOffline(
     openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     servers=[{"url": "/"}],
     # Handed over flat, routes are tried in half the time that include_router takes.
-    routes=[*admin.routes, *api.routes, *public.routes],
+    routes=[*api.routes, *admin.routes, *public.routes],
     lifespan=lifespan,
     redirect_slashes=False,
     telemetry=dict.fromkeys(["tracing", "metrics", "auto_configure"], HAS_COLLECTOR)
