@@ -673,7 +673,9 @@ async def as_problem(request: Request, error: Exception) -> Response:
         problem["error_description"] = refusal.detail
     if reason is Reason.METHOD_NOT_ALLOWED:  # Starlette names those of one route
         routes = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
-        methods = {method for route in routes for method in getattr(route, "methods", None) or ()}
+        methods = {
+            method for route in routes for method in getattr(route, "methods", None) or {"GET"}
+        }
         headers["Allow"] = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
     return Response(write_json(problem), status, headers, PROBLEM_JSON)
 
@@ -908,7 +910,7 @@ ShortText = Annotated[str, Field(max_length=254), CLEAN]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), CLEAN]
 DueDate = Annotated[
     date,
-    Field(ge=date(1900, 1, 1), le=date(9998, 12, 31), strict=False),
+    Field(ge=date(1900, 1, 1), le=date(9998, 12, 31), strict=False, description="A day."),
     BeforeValidator(read_date),
 ]
 IfMatch = Annotated[
@@ -1288,8 +1290,10 @@ class UserUpdate(Update):
     current_password: AnyPassword | MISSING = Field(
         MISSING, description="Who changes the own password names the old one."
     )
-    role: Annotated[Role, Field(strict=False)] | MISSING = MISSING
-    is_active: bool | MISSING = MISSING
+    role: Annotated[Role, Field(strict=False)] | MISSING = Field(
+        MISSING, description="By an admin only."
+    )
+    is_active: bool | MISSING = Field(MISSING, description="Whether the user may sign in.")
 
 
 class User(BaseModel):
@@ -1516,7 +1520,14 @@ async def read_user(user_id: PathId, caller: CurrentCaller) -> Response:
 @api.patch(
     "/users/{user_id}",
     response_model=User,
-    **answers(200, {}, Reason.FORBIDDEN, Reason.NAME_TAKEN, Reason.TOO_MANY_ATTEMPTS),
+    **answers(
+        200,
+        {},
+        Reason.FORBIDDEN,
+        Reason.NAME_TAKEN,
+        Reason.CHANGED_MEANWHILE,
+        Reason.TOO_MANY_ATTEMPTS,
+    ),
 )
 async def update_user(
     request: Request, user_id: PathId, update: UserUpdate, caller: CurrentCaller
@@ -1754,7 +1765,9 @@ async def add_member(project_id: PathId, user_id: PathId) -> Response:
             ON CONFLICT (project_id, user_id) DO UPDATE SET added_at = members.added_at
             RETURNING *
         )
+        -- The second join lets Citus ask one server.
         SELECT {MEMBER_JSON} FROM member JOIN users ON users.id = member.user_id
+        JOIN projects ON projects.id = :project_id
     """  # noqa: S608 - columns
     return row_response(require_row(await fetch_row(sql, project_id=project_id, user_id=user_id)))
 
@@ -1807,7 +1820,11 @@ def read_status(text: object) -> object:
     return re.sub("[ -]", "_", text.lower()) if isinstance(text, str) else text
 
 
-Status = Annotated[TaskStatus, Field(strict=False), BeforeValidator(read_status)]
+Status = Annotated[
+    TaskStatus,
+    Field(strict=False, description="How far the work is."),
+    BeforeValidator(read_status),
+]
 Priority = Annotated[
     int,
     Field(ge=-(2**31), le=2**31 - 1, json_schema_extra=INT32, description="Higher is more urgent."),
@@ -2012,7 +2029,9 @@ async def insert_task(
             WHERE project.id = :project_id AND {sees(caller, "project.id")}
             RETURNING *
         )
-        SELECT task.id, task.version, {TASK_JSON} FROM task {REPOSITORIES}
+        -- The join lets Citus ask one server.
+        SELECT task.id, task.version, {TASK_JSON}
+        FROM task JOIN projects ON projects.id = :project_id {REPOSITORIES}
     """  # noqa: S608 - rules of access, columns, names of fields
     row = await insert_once(claim, sql, project_id=project_id, caller_id=caller.id, **fields)
     return created_response(request, row, "tasks")
