@@ -47,7 +47,7 @@ def test_the_session_prints_what_the_readme_says(
         code, printed = run(shell, "-c", session)
         assert code == 0, printed
         assert re.sub(INSTANT, "", printed) == re.sub(INSTANT, "", answers)
-        code, printed = run(shell, "-c", session.replace("X-API-Key: demo", "X-API-Key: guess"))
+        code, printed = run(shell, "-c", session.replace("X-API-Key:demo", "X-API-Key:guess"))
         assert code == 22
         assert printed.count("The API key is unknown.") == 1, "it stops"
     code, printed = run(shell, "-c", session)
