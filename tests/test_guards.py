@@ -237,7 +237,9 @@ SAMPLES = {
     "table": "tasks",
     "is_expired": "true",
     "body": main.TASK_JSON,
-    "source": f"FROM tasks AS task {main.REPOSITORIES} WHERE {' AND '.join(main.FILTERS.values())}",
+    "source": f"FROM tasks AS task WHERE {' AND '.join(main.FILTERS.values())}",
+    "joins": main.REPOSITORIES,
+    "alias": "task",
     "counted": "",
     "order": main.Order(id="task.id", rank=main.RANKS["-due_date"]),
 }
