@@ -1,6 +1,7 @@
-"""Invalid input, class by class: it is refused in one format, nothing is stored, and no answer repeats it.
+"""Invalid input, class by class: refused in one format, nothing of it stored or repeated.
 
-Requests are bytes sent over a socket, because no HTTP client would send most of them. Values stand as in JSON.
+Requests are bytes sent over a socket, because no HTTP client would send most of them. Values stand
+as in JSON.
 """
 
 import base64
@@ -15,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import (
+from tests.service import (
     KEYS,
     MARKER,
     MISSING,
@@ -40,19 +41,22 @@ JSON = "Content-Type: application/json"
 FORM = "Content-Type: application/x-www-form-urlencoded"
 MULTIPART = "Content-Type: multipart/form-data; boundary=B"
 CHUNKED = "Transfer-Encoding: chunked"
-MEBIBYTE = 1024 * 1024
+KIBIBYTE = 1024
 CASE_SECONDS = 2.0  # within which each case is answered
 MOST_ERRORS = 20
 
 
 def message(start: str, *headers: str, body: bytes | str = b"", key: str | None = KEYS[0]) -> bytes:
-    """An HTTP request, with the type JSON and the length of the body unless the headers say otherwise."""
+    """An HTTP request, with JSON and the length of the body unless the headers say otherwise."""
     content = body if isinstance(body, bytes) else body.encode("utf-8", "surrogatepass")
-    given = "\n" + "\n".join(headers).lower()
     lines = [f"{start} HTTP/1.1", "Host: x", "Connection: close", *headers]
-    lines += [f"X-API-Key: {key}"] if key is not None else []
-    lines += [JSON] if content and "\ncontent-type" not in given else []
-    lines += [f"Content-Length: {len(content)}"] if content and not re.search("\n(content-l|transfer-e)", given) else []
+    given = "\n".join(headers).lower()
+    if key is not None:
+        lines.append(f"X-API-Key: {key}")
+    if content and "content-type" not in given:
+        lines.append(JSON)
+    if content and not re.search("content-length|transfer-encoding", given):
+        lines.append(f"Content-Length: {len(content)}")
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + content
 
 
@@ -64,10 +68,13 @@ def send(service: Service, text: bytes) -> httpx.Response:
 
 
 def stored(service: Service) -> list[tuple[Any, ...]]:
-    """Each table, the number of its rows, and a digest of them; without those that count failed sign-ins."""
-    names = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname !~ '^(pg|sql|sign)_' ORDER BY relname"
+    """Each table, the number of its rows, and a digest; not those that count failed sign-ins."""
+    sql = """
+        SELECT relname FROM pg_class WHERE relkind = 'r' AND relname !~ '^(pg|sql|sign)_'
+        ORDER BY relname
+    """
     digest = "SELECT '{0}', count(*), md5(string_agg(r::text, '' ORDER BY r::text)) FROM {0} AS r"
-    tables = query(service.database_url, names)
+    tables = query(service.database_url, sql)
     return query(service.database_url, " UNION ".join(digest.format(*table) for table in tables))
 
 
@@ -76,24 +83,21 @@ Refuses = Callable[..., None]
 
 @pytest.fixture
 def refuses(own_service: Service, subtests: pytest.Subtests) -> Refuses:
-    """Sends each message: the answer has one of the statuses and the one format, and nothing is stored."""
+    """Send each message: it is refused with one of the statuses, and nothing is stored."""
 
-    def send_all(messages: Iterable[bytes] | dict[str, bytes], *expected: int) -> None:
+    def send_all(messages: Iterable[bytes], *statuses: int) -> None:
         before = stored(own_service)
-        for name, text in messages.items() if isinstance(messages, dict) else ((named(m), m) for m in messages):
-            with subtests.test(name):
+        for text in messages:
+            with subtests.test(name_of(text)):
                 answer = send(own_service, text)
-                assert answer.status_code in (expected or (400,)), f"{answer.status_code} {answer.text[:300]}"
-                if answer.status_code == 413:  # FastAPI's own
-                    assert MARKER not in answer.text
-                else:
-                    assert len(refused(answer, answer.status_code).get("errors", [])) <= MOST_ERRORS
+                assert answer.status_code in (statuses or (400,)), answer.text[:300]
+                assert len(refused(answer, answer.status_code).get("errors", [])) <= MOST_ERRORS
         assert stored(own_service) == before
 
     return send_all
 
 
-def named(text: bytes) -> str:
+def name_of(text: bytes) -> str:
     """The request line, the first header of the case, and the beginning of the body."""
     head, _, body = text.partition(b"\r\n\r\n")
     start, _, _, *headers = head.split(b"\r\n")
@@ -102,156 +106,166 @@ def named(text: bytes) -> str:
 
 # ------------------------------------------------------------------------------------------ JSON
 
-DIGITS, DEEP = "9" * 5000, "[" * 500 + "]" * 500
-DOCUMENTS: list[str | bytes] = [MARKER, " ", f'{{"name": "{MARKER}', "null", '[{"name": "x"}]', '"x"', "5"]
-DOCUMENTS += ['{"name": "x"} x', '{"name": "x"}{"name": "y"}', "{'name': 'x'}", '{"name": "x"} // x', '{"name": "x",}']
-DOCUMENTS += [b'{"name": "\xe9"}', b'{"name": "\xf0\x9f\x98', '{"name": "\ud800"}', b'{"name": "x\xc0\x80"}']
-DOCUMENTS += ['{"name": "x\0"}', '{"name": "a\nb"}', "[" * 100_000, '{"name":' * 5000 + "1" + "}" * 5000]
-DOCUMENTS += [json.dumps({"name": "x"} | {f"f{n}": 1 for n in range(10_000)}), json.dumps({"name": " " * 1_000_000})]
+DIGITS, DEEP, ACCENTS = "9" * 5000, "[" * 500 + "]" * 500, "x" + "\u0301" * 31
+DOCUMENTS: list[str | bytes] = [
+    *(MARKER, " ", f'{{"name": "{MARKER}', "null", '[{"name": "x"}]', '"x"', "5", "{}"),
+    *('{"name": "x"} x', '{"name": "x"}{"name": "y"}', "{'name': 'x'}", '{"name": "x",}'),
+    *(
+        b'{"name": "\xe9"}',
+        b'{"name": "\xf0\x9f\x98',
+        '{"name": "\ud800"}',
+        b'{"name": "\xc0\x80"}',
+    ),
+    *('{"name": "x\0"}', '{"name": "a\nb"}', "[" * 100_000, '{"name":' * 5000 + "1" + "}" * 5000),
+    json.dumps({"name": "x"} | {f"f{number}": 1 for number in range(10_000)}),
+]
 # Invalid values, of each field.
 PROJECT_FIELDS = {
-    "name": r'null true 5 ["x"] {"$ne":null} "" "\u0020\t" "\u3000" "x\u0000" "x\ud800" "\udc00\ud800" "\ud83d\u"'
-    rf' "\x41" NaN -Infinity 1e400 [1e400] 01 +1 {DIGITS} 0.{DIGITS * 20} [{",".join([DIGITS[:4000]] * 200)}] {DEEP}'
-    f' "{"a" * 201}" "{"a" * 1_000_000}"',
+    "name": r'null true 5 ["x"] {"$ne":null} "" "\u0020\t" "\u3000" "x\u0000" "x\ud800" "\ud83d\u"'
+    rf' "\x41" NaN -Infinity 1e400 [1e400] 01 +1 {DIGITS} 0.{DIGITS * 20} {DEEP} "{"a" * 201}"'
+    rf' "{"a" * 200_000}" "{ACCENTS}" [{",".join([DIGITS[:4000]] * 50)}]',
     "description": rf'5 true [] "\u0000" "\ud800" NaN 1e400 {DIGITS} "{"a" * 10_001}"',
     "unknown": rf'1 1e400 NaN "\ud800" {DIGITS} {DEEP}',
 }
-PROJECT_FIELDS |= dict.fromkeys(("id", "version", "created_by", "NAME", "", "__proto__", "\\udfff", "\\u0000"), "1")
+UNKNOWN = ("id", "version", "created_by", "NAME", "", "__proto__", "\\udfff", "\\u0000")
+PROJECT_FIELDS |= dict.fromkeys(UNKNOWN, "1")
 TASK_FIELDS = {
     "priority": f'1e2 5.0 -0.0 1.5 "5" true null [] 2147483648 -2147483649 NaN {DIGITS}',
     "completed": '0 1 "yes" "true" null []',
     "status": r'"done" "" 1 null true ["pending"] "pend\u0130ng" "pending\u0000"',
-    "due_date": r'"0000-00-00" "2023-02-29" "2023-13-01" "2023-W01-1" "2023-001" "20230101" "10000-01-01" "2023-1-1"'
-    r' "1899-12-31" "9999-12-31" "2023-01-01T00:00:00" "\uff12023-01-01" "2023-01-01\n" "" "infinity" "today"'
-    ' "0" "86400" "1699920000" 0 86400 1699920000 1.5 true',
+    "due_date": r'"0000-00-00" "2023-02-29" "2023-13-01" "2023-W01-1" "2023-001" "20230101" "0"'
+    r' "1899-12-31" "9999-12-31" "2023-01-01T00:00:00" "\uff12023-01-01" "2023-01-01\n" "86400"'
+    ' "10000-01-01" "2023-1-1" "" "infinity" "today" "1699920000" 0 86400 1699920000 1.5 true',
     "assigned_to": f'0 -1 1.0 1e0 "1" true [1] {2**63} {-(2**63) - 1} {MISSING} {DIGITS}',
-    "repository": r'"../user" "a/b?c" "a/b#c" "a/.." "a/." "a/b/c" "/a/b" "a/b\n" "a@b/c" "a" "a/" "-a/b" "a\\b/c" 5 ""'
-    r' "https://evil.example/a/b" "a/%2e%2e" "a\uff0fb" "\u0130/x" "a/b\u0000" true []',
+    "repository": r'"../user" "a/b?c" "a/b#c" "a/.." "a/b/c" "/a/b" "a/b\n" "a@b/c" "a" "a/" 5 ""'
+    r' "-a/b" "a\\b/c" "https://evil.example/a/b" "a/%2e%2e" "a\uff0fb" "a/b\u0000" true []',
     "title": r'null 5 "" "\u0020" "\u0000" "x\ud800" ["x"]',
     "project_id": '2 "1" null',
 }
 ACCOUNT_FIELDS = {
-    "username": r'"ab" "a\u0020b" "ada\n" "ada\u0000" "\u0430da" "stra\u00dfe" "\u0130da" "\u212aelvin" "ada\u200b"'
+    "username": r'"ab" "a\u0020b" "ada\u0000" "\u0430da" "\u0130da" "\u212aelvin" "ada\u200b"'
     rf' "a/b" "a@b" "ad\ud800" 5 null true ["ada"] "{"x" * 51}"',
-    "email": rf'"a" "a@" "@b" "a@b@c" "a@b\r\nBcc:c@d" "a\u0020@b" "a@b\u0000" "a@\ud800" 5 "a@{"b" * 253}"',
+    "email": rf'"a" "a@" "@b" "a@b@c" "a@b\r\nBcc:c@d" "a\u0020@b" "a@b\u0000" 5 "a@{"b" * 253}"',
     "password": rf'"aaaaaaa" "aaaaaaaa\u0000" "aaaaaaa\ud800" 12345678 null "{"a" * 129}"',
     "role": '"admin"',
     "is_active": "true",
 }
-TEXTS = ["x'); DROP TABLE tasks;--", "%s {0} $1 :title \\", "<script>alert(1)</script>", "x \u202e y", "x \uffff"]
-TEXTS += ["\U0001f600" * 200, "x" + "\u0301" * 199]
+USER_FIELDS = {"role": '"root" null', "is_active": "0 null", "username": '"x"', "password": "null"}
+WORDS = rf'"\u0000" "\ud800" 5 null {{"$gt":""}} "{"x" * 10_000}" "{ACCENTS * 100}"'
 
 
 def with_fields(fields: dict[str, str], **valid: str) -> list[str]:
     """A JSON object for each value, with the other fields that are valid."""
     objects = []
     for name, values in fields.items():
-        beside = "".join(f'"{other}": "{value}", ' for other, value in valid.items() if other != name)
+        beside = "".join(f'"{n}": "{value}", ' for n, value in valid.items() if n != name)
         objects += [f'{{{beside}"{name}": {value}}}' for value in values.split()]
     return objects
 
 
 def test_a_body_that_is_no_object_is_refused(refuses: Refuses) -> None:
-    bodies = [message("POST /projects/", body=body) for body in [*DOCUMENTS, "{}"]]
-    refuses([*bodies, message("POST /projects/", JSON, "Content-Length: 0")])
+    refuses([message("POST /projects/", body=body) for body in DOCUMENTS])
+    refuses([message("POST /projects/", JSON, "Content-Length: 0")])
 
 
-def test_an_invalid_field_is_refused_in_creates_and_in_updates(admin: Person, refuses: Refuses) -> None:
+def test_an_invalid_field_is_refused_in_creates_and_in_updates(
+    admin: Person, refuses: Refuses
+) -> None:
     project = create_project(admin)
     path, task = f"/projects/{project['id']}", f"/tasks/{create_task(admin, project)['id']}"
-    refuses([message("POST /projects/", body=body) for body in with_fields(PROJECT_FIELDS, name="x")])
-    refuses([message(f"POST {path}/tasks/", body=body) for body in with_fields(TASK_FIELDS, title="x")])
+    refuses([message("POST /projects/", body=b) for b in with_fields(PROJECT_FIELDS, name="x")])
+    refuses([message(f"POST {path}/tasks/", body=b) for b in with_fields(TASK_FIELDS, title="x")])
     for method in ("PATCH", "PUT"):
-        refuses([message(f"{method} {path}", body=body) for body in ["{}", *with_fields(PROJECT_FIELDS)]])
-        refuses([message(f"{method} {task}", body=body) for body in ["{}", *with_fields(TASK_FIELDS)]])
-    refuses([message("POST /tasks/", body='{"title": "x", "status": "pending", "completed": true}')])
+        refuses([message(f"{method} {path}", body=b) for b in with_fields(PROJECT_FIELDS)])
+        refuses([message(f"{method} {task}", body=b) for b in ["{}", *with_fields(TASK_FIELDS)]])
     projects = {"project_id": f'0 -1 {2**63} {MISSING} "1" true 1.0 [1] NaN'}
-    refuses([message("POST /tasks/", body=body) for body in with_fields(projects, title="x")], 400, 404)
+    refuses([message("POST /tasks/", body=b) for b in with_fields(projects, title="x")], 400, 404)
 
 
 def test_an_invalid_account_or_login_is_refused(admin: Person, refuses: Refuses) -> None:
-    taken = {"username": "SERVICE", "password": PASSWORD}
-    accounts = [*with_fields(ACCOUNT_FIELDS, **taken), '{"username": "ada"}', "{}"]
+    accounts = with_fields(ACCOUNT_FIELDS, username="SERVICE", password=PASSWORD)
     refuses([message("POST /auth/register", body=body, key=None) for body in accounts])
-    refuses([message("POST /auth/register", body=json.dumps(taken))], 409)
-    updates = with_fields({"role": '"root" null', "is_active": "0 null", "username": '"x"', "password": "null"})
-    refuses([message(f"PATCH /users/{sign_up(admin).id}", body=body) for body in ["{}", *updates]])
-    words = rf'"\u0000" "\ud800" 5 null {{"$gt":""}} "{"x" * 100_000}"'
-    logins = with_fields({"username": words, "password": words}, username="ada", password="x")  # noqa: S106
-    refuses([message("POST /auth/login", body=body, key=None) for body in [*logins, '{"username": "ada"}', "[]"]])
-    names = {"username": r""" "\u212aelvin" "\u0130" "'OR'1'='1" "service" "\u202e" """}
-    refuses([message("POST /auth/login", body=body, key=None) for body in with_fields(names, password=MARKER)], 401)
+    user = sign_up(admin)
+    refuses([message(f"PATCH /users/{user.id}", body=b) for b in ["{}", *with_fields(USER_FIELDS)]])
+    both = {"username": WORDS, "password": WORDS}
+    logins = with_fields(both, username="ada", password="x")  # noqa: S106
+    refuses([message("POST /auth/login", body=body, key=None) for body in [*logins, "[]"]])
+    names = {"username": r""""\u212aelvin" "'OR'1'='1" "service" "\u202e" """}
+    unknown = with_fields(names, password=MARKER)
+    refuses([message("POST /auth/login", body=body, key=None) for body in unknown], 401)
+
+
+TEXTS = ["x'); DROP TABLE tasks;--", "%s {0} $1 :title \\", "<script>alert(1)</script>"]
+TEXTS += ["x \u202e y", "x \uffff", "\U0001f600" * 200, "x" + "\u0315" * 30]
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_any_other_text_is_stored_as_it_is(text: str, admin: Person) -> None:
     project = create_project(admin, name=text, description=text)
-    assert project["name"] == project["description"] == create_task(admin, project, title=text)["title"] == text
+    assert project["name"] == text
+    assert project["description"] == text
+    assert create_task(admin, project, title=text)["title"] == text
 
 
-# ------------------------------------------------------------------------------------------ paths, queries, headers
+# -------------------------------------------------------------------------- paths, queries, headers
 
 IDS = f"""
-    1.0 1e0 0x1 abc null NaN -1 [1] %7B%7D 1,2 1'-- 1;SELECT%20pg_sleep(5) :id %00 1%00 %ff %ed%a0%80 1%2f2 1%252f2
-    %D9%A3 %C2%B9 {2**63} {"9" * 30} {DIGITS}
+    0x1 abc null NaN -1 [1] %7B%7D 1,2 1'-- 1;SELECT%20pg_sleep(5) :id %00 1%00 %ff %ed%a0%80
+    1%2f2 1%252f2 %C2%B9 1.5 {2**63} {"9" * 30} {DIGITS}
 """
 NOWHERE = f"""
-    /tasks/{MISSING} /tasks/{2**63 - 1} /projects/{MISSING}/tasks/ /uploads/{MISSING} /users/{MISSING} /nope /{MARKER}
-    /%3Cscript%3E{MARKER} /nope%00 /%ff //evil.example/livez /tasks//1 /x/../livez /LIVEZ /livez.json
+    /tasks/{MISSING} /tasks/{2**63 - 1} /projects/{MISSING}/tasks/ /users/{MISSING} /nope%00 /%ff
+    /{MARKER} /%3Cscript%3E{MARKER} //evil.example/livez /tasks//1 /x/../livez /LIVEZ /livez.json
     /api/v1/api/v1/livez /%2e%2e/etc/passwd /{"a/" * 2000}
 """
 QUERIES = f"""
-    limit=0 limit=-1 limit=4294967297 limit={2**64} limit=1e2 limit=5.5 limit=0x10 limit= limit[]=1 Limit=1 limit%00=1
-    =1 offset=-1 offset={2**63} offset={DIGITS} count=maybe completed=maybe sort=version sort=id,priority sort=--id
-    sort=id;DROP%20TABLE%20tasks sort=(SELECT%20pg_sleep(5)) status=done status=pend%C4%B0ng assigned_to=me
-    assigned_to=-1 project_id={2**63} q=%00 due_before=2023-02-29 due_before=0000-00-00 due_after=0 due_after=1699920000
-    due_after=10000-01-01 due_after=2023-W01-1 due_after=2023-01-01T00:00:00Z repository=a%00/b statsu=done statsu%20=1
-    cursor=x cursor=1 cursor=%00 cursor=%ff cursor=%C3%BF cursor===== cursor={"A" * 7000} {"&p=1" * 500}
+    limit=0 limit=-1 limit=4294967297 limit={2**64} limit=1e2 limit=5.5 limit=0x10 limit= limit[]=1
+    Limit=1 limit%00=1 =1 offset=-1 offset={2**63} offset={DIGITS} count=maybe completed=maybe
+    sort=version sort=id,priority sort=--id sort=id;DROP%20TABLE%20tasks status=done status=
+    sort=(SELECT%20pg_sleep(5)) status=pend%C4%B0ng assigned_to=me assigned_to=-1 q=%00 q=
+    q=x{"%CC%81" * 31} project_id={2**63} due_before=2023-02-29 due_before=0000-00-00 due_after=0
+    due_after=1699920000 due_after=10000-01-01 due_after=2023-W01-1 due_after=2023-01-01T00:00:00Z
+    updated_after=0 updated_after=1699920000 updated_after=2023-01-01 repository=a%00/b statsu=done
+    updated_after=9999-12-31T23:59:59-23:59 updated_after=0001-01-01T00:00:00%2B23:59
+    cursor=x cursor=1 cursor=%00 cursor=%ff cursor=%C3%BF cursor=-priority.1. cursor={"A" * 7000}
+    cursor=-priority.1.1;-- cursor=id.1.1 cursor=-priority.{2**63}.1 {"&p=1" * 500}
 """
-CURSORS = f'{{}} [] [null,null] ["x","y"] [1e400,1] [true,[1]] {"[" * 3000} {"x" * 17} [1,{2**63}]'
 SEARCHES = """
     q='%20OR%20'1'='1 q=';DROP%20TABLE%20tasks;-- q=$1%20$$%20:id q=%7Btasks%7D%7B0%7D q=%25s%25(y)s
-    q=%EF%BF%BF%EF%BF%BF q=%E2%80%AF assigned_to=9223372036854775807 due_before=1900-01-01 repository=..%2F..
+    q=%EF%BF%BF%EF%BF%BF q=x%E2%80%AF assigned_to=9223372036854775807 due_before=1900-01-01
+    repository=..%2F.. offset=9007199254740991 cursor=-priority.999999999999999999.1
 """
-MISMATCHED = [
-    '"2"',
-    'W/"1"',
-    '"99999999999999999999"',
-    '"01"',
-    '""',
-    '"1\'--"',
-    ",".join(f'"{n}"' for n in range(2, 999)),
-]
+MISMATCHED = ['"2"', 'W/"2"', '"99999999999999999999"', '"01"', '""', '"1\'--"']
+MISMATCHED += [",".join(f'"{number}"' for number in range(2, 999))]
 MALFORMED = ["1", '"1', "'1'", "\u00b9", MARKER, "**"]
 
 
 def test_a_path_to_nothing_is_not_found_or_invalid(refuses: Refuses) -> None:
-    starts = ["GET /tasks/{}", "GET /projects/{}/tasks/", "GET /uploads/{}/errors", "PUT /projects/1/members/{}"]
-    refuses([message(start.format(bad)) for start in starts for bad in IDS.split()], 400, 404)
+    paths = ["GET /tasks/{}", "GET /projects/{}/tasks/", "GET /uploads/{}/errors"]
+    paths += ["PUT /projects/1/members/{}", "DELETE /projects/{}"]
+    refuses([message(path.format(bad)) for path in paths for bad in IDS.split()], 400, 404)
     refuses([message(f"GET {path}") for path in NOWHERE.split()], 404)
-    refuses([message(start) for start in ("PATCH /tasks/", "DELETE /projects/", "TRACE /tasks/", "PUT /docs")], 405)
 
 
-def test_an_invalid_query_is_refused(admin: Person, refuses: Refuses) -> None:
-    project = create_project(admin)
-    for _ in range(2):
-        create_task(admin, project)
-    link = admin.get(f"/projects/{project['id']}/tasks/?limit=1").links["next"]["url"]
-    (own,) = re.findall(r"cursor=[^&]+", link)
-    halves = [own[: len(own) // 2], f"{own}&offset=1"]
-    made_up = [f"cursor={base64.urlsafe_b64encode(text.encode()).decode()}" for text in CURSORS.split()]
-    refuses([message(f"GET /tasks/?{text}") for text in [*QUERIES.split(), *made_up, *halves]])
+def test_an_invalid_query_is_refused(refuses: Refuses) -> None:
+    refuses([message(f"GET /tasks/?{text}") for text in QUERIES.split()])
     refuses([message("GET /tasks/?limit=0", key=None)], 401)
 
 
-def test_text_in_a_query_is_searched_for_and_does_nothing_else(own_service: Service, subtests: pytest.Subtests) -> None:
-    for text in SEARCHES.split():
-        with subtests.test(text):
-            answer = send(own_service, message(f"GET /tasks/?{text}"))
-            assert (answer.status_code, answer.text) == (200, "[]")
-    for text in ("%ff", "%e2%82", "%ed%a0%80", "%zz"):  # not UTF-8: refused, or read with a replacement
-        with subtests.test(text):
-            assert send(own_service, message(f"GET /tasks/?q={text}")).status_code in (200, 400)
+@pytest.mark.parametrize("text", SEARCHES.split())
+@pytest.mark.parametrize("is_admin", [False, True])
+def test_text_in_a_query_is_searched_for_and_does_nothing_else(
+    is_admin: bool, text: str, admin: Person
+) -> None:
+    by = admin if is_admin else sign_up(admin)
+    assert ok(by.get(f"/tasks/?{text}")) == []
+
+
+@pytest.mark.parametrize("text", ["%ff", "%e2%82", "%ed%a0%80", "%zz"])
+def test_text_that_is_not_utf_8_is_refused_or_read_with_a_replacement(
+    text: str, own_service: Service
+) -> None:
+    assert send(own_service, message(f"GET /tasks/?q={text}")).status_code in (200, 400)
 
 
 def test_an_invalid_header_is_refused(admin: Person, refuses: Refuses) -> None:
@@ -260,38 +274,31 @@ def test_an_invalid_header_is_refused(admin: Person, refuses: Refuses) -> None:
     refuses([message(f"DELETE {task}", f"If-Match: {tag}") for tag in MALFORMED])
     keys = [f"Idempotency-Key: {key}" for key in ("", "a b", "\xe9", "x" * 256, "\xff\xfe")]
     refuses([message("POST /projects/", key, body='{"name": "x"}') for key in keys])
-    refuses([message("POST /projects/", "Idempotency-Key: of-nothing", body='{"name": ""}')])
 
 
-# ------------------------------------------------------------------------------------------ credentials
+# ------------------------------------------------------------------------------------- credentials
 
 HS256 = {"alg": "HS256", "typ": "JWT"}
-API_KEYS = ["", MARKER, f"{KEYS[0]}\xe9", "\xff\xfe", "k" * 10_000, ",".join(KEYS), f"{KEYS[0]}2", KEYS[0].upper()]
-AUTHORIZATIONS = [
-    "",
-    "Bearer",
-    "Basic dXNlcjpwYXNz",
-    "\xe9\xff \xff",
-    'Digest username="x"',
-    "Bearer ..",
-    "Bearer null",
-]
-AUTHORIZATIONS += ["Bearer *.*.*", "Bearer \xff\xfe.\x80.\x80", "Bearer " + ".".join(["a" * 3000] * 3)]
+API_KEYS = ["", MARKER, f"{KEYS[0]}\xe9", "\xff\xfe", "k" * 10_000, ",".join(KEYS), KEYS[0].upper()]
+AUTHORIZATIONS = ["", "Bearer", "Basic dXNlcjpwYXNz", "\xe9\xff \xff", 'Digest username="x"']
+AUTHORIZATIONS += ["Bearer ..", "Bearer null", "Bearer *.*.*", "Bearer \xff\xfe.\x80.\x80"]
+AUTHORIZATIONS += [f"Bearer {'.'.join(['a' * 3000] * 3)}"]
 CLAIMS: dict[str, list[Any]] = {
     "exp": [1, -1, float("inf"), -(10**30), 10**18, 10**30],
     "nbf": [2**40],
     "kind": ["Access"],
+    "sub": [str(MISSING), "0", "-1", "9" * 30, DIGITS, "1 OR 1=1", "1\0"],
+    "password_changed_at": ["2027-01-01", "0001-01-01T00:00:00+23:59", "infinity"],
 }
-CLAIMS["sub"] = [str(MISSING), "0", "-1", "9" * 30, DIGITS, "1 OR 1=1", "1\0"]
 OF_ANY_CLAIM: list[Any] = [None, True, 5, "", "x", [1], {}, float("nan")]
-JOSE: list[Any] = [{"alg": alg} for alg in ("none", "None", "HS512", "RS256", ["HS256"])] + [{"typ": "JWT"}, ["HS256"]]
-JOSE += [HS256 | {"kid": 5}, HS256 | {"crit": ["x"], "x": 1}, b'{"alg":"HS256\xff"}']
-JOSE += [f'{{"alg":"HS256","x":{value}}}'.encode() for value in (DIGITS, "[" * 5000 + "]" * 5000)]
+JOSE: list[Any] = [{"alg": alg} for alg in ("none", "None", "HS512", "RS256", ["HS256"])]
+JOSE += [{"typ": "JWT"}, ["HS256"], HS256 | {"crit": ["x"], "x": 1}, b'{"alg":"HS256\xff"}']
+JOSE += [f'{{"alg":"HS256","x":{x}}}'.encode() for x in (DIGITS, "[" * 5000 + "]" * 5000)]
 
 
 def forge(claims: Any, header: Any = HS256, secret: str = SECRET, digest: str = "sha256") -> str:
     """A JWT that no library would write; parts of bytes are taken as they are."""
-    parts = [part if isinstance(part, bytes) else json.dumps(part).encode() for part in (header, claims)]
+    parts = [p if isinstance(p, bytes) else json.dumps(p).encode() for p in (header, claims)]
     text = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
     seal = base64.urlsafe_b64encode(hmac.digest(secret.encode(), text, digest))
     return (text + b"." + seal.rstrip(b"=")).decode()
@@ -304,11 +311,11 @@ def bad_tokens(token: str) -> list[str]:
     payloads: list[Any] = [[claims], 5, None, b"{", b"\xff", b"[" * 10_000]
     payloads += [claims | {claim: value} for claim in CLAIMS for value in CLAIMS[claim]]
     payloads += [claims | {claim: value} for claim in claims for value in OF_ANY_CLAIM]
-    bad = [forge(wrong) for wrong in payloads + [without(claims, claim) for claim in claims]]
-    bad += [forge(claims, header) for header in JOSE] + [forge(claims, {"alg": "HS512"}, digest="sha512")]
-    bad += [forge(claims, secret=""), forge(claims, HS256 | {"jwk": {"kty": "oct", "k": "eA"}}, secret="x")]  # noqa: S106
-    bad += [forge(claims, {"alg": "none"}).rpartition(".")[0] + ".", f"{head}.{payload}.", f"{head}.{payload}"]
-    return [*bad, head, f"{token}.{seal}", token[:-4], f"{token} {token}"]
+    payloads += [without(claims, claim) for claim in claims]
+    bad = [forge(payload) for payload in payloads] + [forge(claims, header) for header in JOSE]
+    bad += [forge(claims, {"alg": "HS512"}, digest="sha512"), forge(claims, secret="")]
+    bad += [f"{head}.{payload}.", f"{head}.{payload}", head, f"{token}.{seal}", token[:-4]]
+    return [*bad, forge(claims, {"alg": "none"}).rpartition(".")[0] + ".", f"{token} {token}"]
 
 
 def test_bad_credentials_are_unauthorized(admin: Person, refuses: Refuses) -> None:
@@ -316,143 +323,133 @@ def test_bad_credentials_are_unauthorized(admin: Person, refuses: Refuses) -> No
     access, refresh = person.tokens["access_token"], person.tokens["refresh_token"]
     headers = [f"Authorization: {text}" for text in [*AUTHORIZATIONS, access, f"Bearer, {access}"]]
     headers += [f"Authorization: Bearer {token}" for token in [*bad_tokens(access), refresh]]
-    headers += [f"X-API-Key: {key}" for key in API_KEYS] + [f"Cookie: X-API-Key={KEYS[0]}", "Accept: */*"]
-    cases = {f"{n} {header[:80]}": message("GET /tasks/", header, key=None) for n, header in enumerate(headers)}
-    cases["a token in the query"] = message(f"GET /tasks/?access_token={access}", key=None)
-    cases["a bad key and a token"] = message("GET /auth/me", f"Authorization: Bearer {access}", key=MARKER)
-    tokens = [token for token in [*bad_tokens(refresh), access, "\u00e9.\u00fc.\u00df", "..", ""] if len(token) < 4000]
-    for number, token in enumerate(tokens):
-        cases[f"refresh {number}"] = message("POST /auth/refresh", body=json.dumps({"refresh_token": token}), key=None)
-    refuses(cases, 401)
-    wrong = with_fields({"refresh_token": rf'5 null {{"$gt":""}} "\ud800.a.b" "{"a" * 100_000}"'})
+    headers += [f"X-API-Key: {key}" for key in API_KEYS] + [f"Cookie: X-API-Key={KEYS[0]}"]
+    refuses([message("GET /tasks/", header, key=None) for header in headers], 401)
+    refuses([message(f"GET /tasks/?access_token={access}", key=None)], 401)
+    refuses([message("GET /auth/me", f"Authorization: Bearer {access}", key=MARKER)], 401)
+    tokens = [token for token in [*bad_tokens(refresh), access, "..", ""] if len(token) < 4000]
+    bodies = [json.dumps({"refresh_token": token}) for token in tokens]
+    refuses([message("POST /auth/refresh", body=body, key=None) for body in bodies], 401)
+    wrong = with_fields({"refresh_token": r'5 null {"$gt":""} "\ud800.a.b"'})
     refuses([message("POST /auth/refresh", body=body, key=None) for body in wrong])
-    assert ok(person.get("/auth/me")) == ok(admin.post("/auth/refresh", json={"refresh_token": refresh}))["user"]
+    again = ok(admin.post("/auth/refresh", json={"refresh_token": refresh}))
+    assert again["user"] == ok(person.get("/auth/me"))
 
 
-def test_bad_credentials_are_refused_before_the_body_comes(refuses: Refuses) -> None:
-    for start in ("POST /projects/", "POST /upload/csv", "PATCH /users/1"):
-        for size in ("Content-Length: 1000", CHUNKED):
-            refuses([message(start, JSON, size, key=key) for key in ("wrong", None)], 401)
+def test_no_byte_of_a_file_is_read_for_a_stranger(refuses: Refuses) -> None:
+    for size in (f"Content-Length: {KIBIBYTE}", CHUNKED):
+        for key in ("wrong", None):
+            refuses([message("POST /upload/csv", MULTIPART, size, key=key)], 401)
 
 
-# ------------------------------------------------------------------------------------------ forms, types, sizes
+# ------------------------------------------------------------------------------ forms, types, sizes
 
 PROJECT = '{"name": "x"}'
+CONTENT_TYPES = ["", "text/plain", "application/jsonx", "json", "*/*", "\xff", FORM[14:]]
 FILE_HEAD = b'Content-Disposition: form-data; name="file"; filename="a.csv"'
-CSV_HEAD, END = b"project_id,title,description\n", b"\r\n--B--\r\n"
+CSV_HEAD, END = b"project_id,title\n", b"\r\n--B--\r\n"
 PART = b'Content-Disposition: form-data; name="f"\r\n\r\nx\r\n--B\r\n'
-CONTENT_TYPES = ["", "text/plain", "application/jsonx", "json", "*/*", "\xff", FORM[14:], MULTIPART[14:]]
 
 
-def form(boundary: str = "B", head: bytes = FILE_HEAD, content: bytes = CSV_HEAD, end: bytes = END) -> bytes:
+def form(kind: str = "boundary=B", head: bytes = FILE_HEAD, content: bytes = CSV_HEAD) -> bytes:
     """An upload of one file, which is fine unless an argument says otherwise."""
-    kind = f"Content-Type: multipart/form-data; boundary={boundary}"
-    return message("POST /upload/csv", kind, body=b"--B\r\n" + head + b"\r\n\r\n" + content + end)
+    header = f"Content-Type: multipart/form-data; {kind}"
+    return message("POST /upload/csv", header, body=b"--B\r\n" + head + b"\r\n\r\n" + content + END)
 
 
-TOKEN_FORMS = [b"", b"username=ada", b"username=ada&password=", b"username=%00&password=x", b"\xff=1", b"&" * 50_000]
-UPLOAD_FORMS = {f"the boundary {text[:9]!r}": form(text) for text in ("", "B" * 5000, "C", "\xff")} | {
-    "no boundary": form().replace(b"; boundary=B", b""),
-    "no end": form(end=b""),
-    "an end within a boundary": form(end=b"\r\n--"),
-    "nothing": message("POST /upload/csv", MULTIPART, "Content-Length: 0"),
-    "no parts": message("POST /upload/csv", MULTIPART, body=b"--B--\r\n"),
-    "2,000 parts": form(content=b"x\r\n--B\r\n" + PART * 2000),
-    "two files": form(content=b"x\r\n--B\r\n" + FILE_HEAD + b"\r\n\r\ny"),
-    "another name": form(head=FILE_HEAD.replace(b'"file"', b'"other"')),
-    "a field in place of the file": form(head=b'Content-Disposition: form-data; name="file"'),
-    "a part without a name": form(head=b"Content-Disposition: form-data"),
-    "a part without headers": form(head=b""),
-    "a part with 10,000 headers": form(head=FILE_HEAD + b"\r\nX: y" * 10_000),
-    "a part with a header of 100 kB": form(head=FILE_HEAD + b"\r\nX: " + b"y" * 100_000),
-    "a JSON body": message("POST /upload/csv", body=PROJECT),
-    "a CSV body": message("POST /upload/csv", "Content-Type: text/csv", body=CSV_HEAD),
-}
-FILES = {  # what is no CSV file, and the line that is wrong
-    "nothing": (b"", 1),
-    "blank lines": (b"\n\n\n", 1),
-    "no header": (b"1,Title,Text\n", 1),
-    "a column twice": (b"project_id,title,title\n1,T,T\n", 1),
-    "semicolons": (b"project_id;title\n1;T\n", 1),
-    "UTF-16": ("project_id,title\n1,T\n".encode("utf-16"), 1),
-    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 100, 1),
-    "a surrogate": (CSV_HEAD + b"1,T,x\n1,T\xed\xa0\x80,x\n", 3),
-    "a cell of 140 kB": (CSV_HEAD + b"1,T," + b"x" * 140_000, 2),
-    "a line of 10 MB": (CSV_HEAD + b"1,T,x\n" + b"x" * 10_000_000, 3),
-}
-FILENAMES = ["../../etc/passwd", "..\\..\\boot.ini", "/etc/passwd", "a\\\r\nX-Evil: 1.csv", "\u00a0", 'a"b.csv']
-FILENAMES += ["x" * 3000, "\u202e\u0130\U0001f600.csv", "%0d%0aX-Evil: 1.csv", "a\u2028b.csv", "nul\x01\x7f.csv"]
+TOKEN_FORMS = [b"", b"username=ada", b"username=ada&password=", b"username=%00&password=x"]
+TOKEN_FORMS += [b"\xff=1", b"&" * 16_000, b"&".join(b"f%d=1" % n for n in range(1500))]
+UPLOAD_FORMS = [
+    *(form("boundary="), form("boundary=C"), form(f"boundary={'B' * 300}"), form("charset=utf-8")),
+    *(form("boundary=B; charset=undefined"), form()[: -len(END)] + b" " * len(END)),
+    message("POST /upload/csv", MULTIPART, body=b"--B--\r\n"),
+    message("POST /upload/csv", MULTIPART, "Content-Length: 0"),
+    form(content=b"x\r\n--B\r\n" + PART * 2000),
+    form(content=b"x\r\n--B\r\n" + FILE_HEAD + b"\r\n\r\ny"),
+    form(head=FILE_HEAD.replace(b'"file"', b'"other"')),
+    *(form(head=b"Content-Disposition: form-data"), form(head=b"")),
+    *(
+        form(head=FILE_HEAD + b"\r\nX: y" * 10_000),
+        form(head=FILE_HEAD + b"\r\nX:" + b"y" * 100_000),
+    ),
+]
+FILENAMES = ["../../etc/passwd", "..\\boot.ini", "a\\\r\nX-Evil: 1.csv", "\u00a0", 'a"b.csv']
+FILENAMES += ["x" * 3000, "\u202e\u0130\U0001f600.csv", "%0d%0aX-Evil: 1", "\u2028", "\x01\x7f.csv"]
 
 
-def test_a_refusal_of_the_token_form_is_an_oauth2_error_too(own_service: Service, subtests: pytest.Subtests) -> None:
-    cases = [(400, "invalid_request", FORM, body) for body in TOKEN_FORMS]
-    cases += [(400, "invalid_request", FORM, b"&".join(b"f%d=1" % number for number in range(5000)))]
-    cases += [(400, "invalid_request", JSON, b'{"username": "ada", "password": "x"}')]
-    cases += [(401, "invalid_grant", FORM, b"username=" + name + b"&password=x") for name in (b"service", b"%ff")]
-    for status, error, kind, body in cases:
-        with subtests.test(str(body[:50])):
-            problem = refused(send(own_service, message("POST /auth/token", kind, body=body, key=None)), status)
-            assert (problem["error"], problem["error_description"] != "") == (error, True)
+@pytest.mark.parametrize("form", TOKEN_FORMS)
+def test_an_invalid_token_form_is_an_error_of_oauth2(form: bytes, own_service: Service) -> None:
+    answer = send(own_service, message("POST /auth/token", FORM, body=form, key=None))
+    assert refused(answer, 400, "body")["error"] == "invalid_request"
 
 
 def test_a_body_of_another_type_or_encoding_is_refused(refuses: Refuses) -> None:
-    refuses([message("POST /projects/", f"Content-Type: {kind}", body=PROJECT) for kind in CONTENT_TYPES])
-    refuses([message("POST /projects/", "Content-Encoding: gzip", body=gzip.compress(PROJECT.encode()))])
+    kinds = [f"Content-Type: {kind}" for kind in [*CONTENT_TYPES, MULTIPART[14:]]]
+    refuses([message("POST /projects/", kind, body=PROJECT) for kind in kinds])
+    compressed = gzip.compress(PROJECT.encode())
+    refuses([message("POST /projects/", "Content-Encoding: gzip", body=compressed)])
     refuses([message("POST /projects/", body=PROJECT).replace(JSON.encode() + b"\r\n", b"")])
     refuses(UPLOAD_FORMS)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_no_csv_is_refused_with_its_line(name: str, admin: Person, own_service: Service) -> None:
-    (content, line), before = FILES[name], stored(own_service)
-    (error,) = refused(upload(admin, content), 400, "body", "file")["errors"]
-    assert f"Line {line}:" in error["msg"]
-    assert stored(own_service) == before
 
 
 @pytest.mark.parametrize("name", FILENAMES)
 def test_the_name_of_a_file_cannot_leave_its_header_or_its_folder(name: str, admin: Person) -> None:
     found = finished(admin, upload(admin, f"project_id,title\n{MISSING},T\n", name))
-    assert (found["state"], found["rows_rejected"]) == ("done", 1)
+    assert found["rows_rejected"] == 1
     assert re.fullmatch(r"[^/\\\x00-\x1f\x7f\u2028]{1,255}", found["filename"])
     errors = admin.get(f"/uploads/{found['id']}/errors")
-    disposition = r"attachment; filename(=\"[\w .()-]+\"; filename)?\*=UTF-8''[\w.()%~-]+"
+    disposition = r"attachment; filename=\"[\w .()-]+\"; filename\*=UTF-8''[\w.()%~-]+"
     assert re.fullmatch(disposition, errors.headers["Content-Disposition"], re.ASCII)
     assert "X-Evil" not in errors.headers
 
 
-def test_a_body_over_the_limit_is_refused_whether_declared_or_chunked(admin: Person, refuses: Refuses) -> None:
-    update = f"PATCH /tasks/{create_task(admin, create_project(admin))['id']}"
-    declared = f"Content-Length: {MEBIBYTE + 1}"
-    chunks = b"100001\r\n" + MARKER.encode().ljust(MEBIBYTE + 1) + b"\r\n0\r\n\r\n"
-    begun = (b"--B\r\n" + FILE_HEAD + b"\r\n\r\n" + CSV_HEAD).ljust(MEBIBYTE)
-    cases = [message(start, JSON, declared) for start in ("POST /projects/", update)]
-    cases += [message("POST /projects/", JSON, f"Content-Length: {10**12}")]
-    cases += [message("POST /auth/token", FORM, declared, key=None)]
-    cases += [message("POST /upload/csv", MULTIPART, f"Content-Length: {66 * MEBIBYTE}")]
-    cases += [message(start, JSON, CHUNKED, body=chunks) for start in ("POST /projects/", "POST /auth/login")]
-    cases += [message("POST /upload/csv", MULTIPART, CHUNKED, body=(b"100000\r\n" + begun + b"\r\n") * 66)]
-    refuses(cases, 413)
-    refuses([message("POST /projects/", JSON, size, key=None) for size in (declared, CHUNKED)], 401, 413)
-    full = admin.post("/projects/", content=PROJECT.ljust(MEBIBYTE), headers={"Content-Type": "application/json"})
-    assert ok(full, 201)["name"] == "x"
+# The bytes that each kind of endpoint takes.
+LIMITS = {
+    ("POST /auth/login", JSON): 16 * KIBIBYTE,
+    ("POST /auth/token", FORM): 16 * KIBIBYTE,
+    ("POST /auth/register", JSON): 16 * KIBIBYTE,
+    ("POST /projects/", JSON): 256 * KIBIBYTE,
+    ("PATCH /users/1", JSON): 256 * KIBIBYTE,
+    ("POST /upload/csv", MULTIPART): 65 * KIBIBYTE * KIBIBYTE,
+}
 
 
-# ------------------------------------------------------------------------------------------ a bug
+@pytest.mark.parametrize("start", LIMITS)
+def test_a_body_over_the_limit_is_refused_whether_declared_or_chunked(
+    start: tuple[str, str], refuses: Refuses
+) -> None:
+    limit = LIMITS[start]
+    begun = b"--B\r\n" + FILE_HEAD + b"\r\n\r\n" if MULTIPART in start else MARKER.encode()
+    chunk = b"%x\r\n" % (limit + 1) + begun.ljust(limit + 1) + b"\r\n0\r\n\r\n"
+    declared = [message(*start, f"Content-Length: {size}") for size in (limit + 1, 10**12)]
+    refuses([*declared, message(*start, CHUNKED, body=chunk)], 413)
 
 
-def test_an_unexpected_error_is_a_500_that_tells_nothing_and_keeps_the_connection(database_url: str) -> None:
-    with serve(DATABASE_URL=database_url, tracebacks=True) as own, own.client(X_API_Key=KEYS[0]) as admin:
+def test_a_body_of_the_limit_is_taken(admin: Person) -> None:
+    content = PROJECT.ljust(256 * KIBIBYTE)
+    answer = admin.post("/projects/", content=content, headers={"Content-Type": "application/json"})
+    assert ok(answer, 201)["name"] == "x"
+
+
+# ------------------------------------------------------------------------------------------- a bug
+
+
+def test_an_unexpected_error_is_a_500_that_tells_nothing_and_keeps_the_connection(
+    database_url: str,
+) -> None:
+    with serve(DATABASE_URL=database_url, tracebacks=True) as own:
+        admin = own.client(X_API_Key=KEYS[0])
         path = f"/projects/{create_project(admin)['id']}/tasks/"
         query(database_url, f"ALTER TABLE tasks ADD CONSTRAINT {MARKER} CHECK (title <> 'x')")
         before = stored(own)
         headers = {"Idempotency-Key": "failed", "X-Request-ID": "request-of-the-bug"}
         failed = admin.post(path, json={"title": "x"}, headers=headers)
-        assert "errors" not in refused(failed, 500)
+        assert "errors" not in refused(failed, 500, code="internal_error")
         alive = admin.get("/livez")
-        assert ok(alive) == {"status": "ok"}
-        ports = {answer.extensions["network_stream"].get_extra_info("client_addr") for answer in (failed, alive)}
-        assert len(ports) == 1, "another connection"
+        ports = [
+            a.extensions["network_stream"].get_extra_info("client_addr") for a in (failed, alive)
+        ]
+        assert ports[0] == ports[1], "the connection is kept"
         assert "request-of-the-bug" in own.log_text()
         assert stored(own) == before
         query(database_url, f"ALTER TABLE tasks DROP CONSTRAINT {MARKER}")
