@@ -13,7 +13,17 @@ import pytest
 
 from embedded import PROGRAMS
 from tests.github import GitHub
-from tests.service import ROOT, query, serve
+from tests.service import (
+    KEYS,
+    ROOT,
+    create_project,
+    create_task,
+    ok,
+    query,
+    refused,
+    serve,
+    sign_up,
+)
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
@@ -56,7 +66,7 @@ def test_the_session_prints_what_the_readme_says(
 
 
 def test_a_field_and_an_endpoint_are_added_as_the_page_says(
-    postgres_url: str, tmp_path: Path
+    postgres_url: str, database_url: str, tmp_path: Path
 ) -> None:
     for name in ("tests", "deploy"):
         shutil.copytree(ROOT / name, tmp_path / name)
@@ -68,14 +78,20 @@ def test_a_field_and_an_endpoint_are_added_as_the_page_says(
     endpoint = read_block(DOCS / "change.md", "An endpoint", "python")
     insert(tmp_path / "main.py", "\nclass GitHubRepository", f"\n{endpoint}\n")
     guards = tmp_path / "tests" / "test_guards.py"
-    insert(guards, "GET /projects/{project_id}/tasks/,", "GET /projects/{project_id}/next,\n")
     insert(guards, '"repository": (github.has()', '"estimate_minutes": (90, 30),\n')
     insert(guards, '"updated_after": (tasks', '"max_minutes": (30, [2]),\n')
-    relevant = "route or field or column or filter or sort or statement"
+    relevant = "field or column or filter or sort or statement"
     command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", relevant, guards)
     settings = os.environ | {"TEST_DATABASE_URL": postgres_url}
     code, printed = run(*command, cwd=tmp_path, env=settings)
     assert code == 0, printed
+    with serve(folder=tmp_path, DATABASE_URL=database_url) as own:
+        admin = own.client(X_API_Key=KEYS[0])
+        project, stranger = create_project(admin), sign_up(admin)
+        task = create_task(admin, project, estimate_minutes=5)
+        path = f"/projects/{project['id']}/next"
+        assert ok(admin.get(path)) == task
+        refused(stranger.get(path), 404, code="not_found")
 
 
 def insert(file: Path, place: str, text: str) -> None:
