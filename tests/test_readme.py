@@ -89,9 +89,9 @@ def test_a_field_and_an_endpoint_are_added_as_the_page_says(
         admin = own.client(X_API_Key=KEYS[0])
         project, stranger = create_project(admin), sign_up(admin)
         task = create_task(admin, project, estimate_minutes=5)
-        path = f"/projects/{project['id']}/next"
-        assert ok(admin.get(path)) == task
-        refused(stranger.get(path), 404, code="not_found")
+        url = f"/projects/{project['id']}/next"
+        assert ok(admin.get(url)) == task
+        refused(stranger.get(url), 404, code="not_found")
 
 
 def insert(file: Path, place: str, text: str) -> None:
