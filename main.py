@@ -45,6 +45,7 @@ from datetime import UTC, date, datetime, timedelta
 from enum import Enum, StrEnum
 from functools import lru_cache, partial
 from http.client import responses as STATUS_PHRASES
+from importlib.util import find_spec
 from pathlib import Path as FilePath
 from typing import IO, Annotated, Any, Literal, NamedTuple, Self, TypeAlias, get_args
 from urllib.parse import quote, urlencode, urlsplit
@@ -359,15 +360,18 @@ async def boot_until_done() -> None:
             await asyncio.sleep(0.5)
 
 
+def keep_last_minute(times: dict[str, float]) -> dict[str, float]:
+    return {name: at for name, at in times.items() if at > time.monotonic() - 60}
+
+
 def log_failure(error: Exception) -> None:
     """Log an outage once per cause and minute, without a traceback; anything else with one."""
     if not isinstance(error, Outage):
         log.error("Unexpected error", exc_info=error)
         return
-    now = time.monotonic()
-    worker.outages = {cause: at for cause, at in worker.outages.items() if at > now - 60}
+    worker.outages = keep_last_minute(worker.outages)
     if str(error) not in worker.outages:
-        worker.outages[str(error)] = now
+        worker.outages[str(error)] = time.monotonic()
         hosts = urlsplit(settings.database_url or "").netloc.rpartition("@")[2] or "its socket"
         log.error("The database at %s is unavailable (%s)", hosts, error)
 
@@ -400,6 +404,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     for router in (public, api, admin):
         app.router.routes += [route for route in router.routes if route not in app.router.routes]
     complete_openapi(app)
+    if HAS_COLLECTOR and find_spec("opentelemetry.sdk") is None:
+        log.warning("No telemetry is sent: pip install -r requirements-telemetry.txt")
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it quotes malformed input
     gc.freeze()  # imported objects stay; collecting them makes reads a tenth dearer
     booting = asyncio.create_task(boot_until_done())
@@ -657,22 +663,22 @@ async def as_problem(request: Request, error: Exception) -> Response:
     """The answer to an error."""
     request_id, path = request.state.request_id, request.scope["path"]
     refusal = as_refusal(error, request_id)
-    reason, status, headers = refusal.reason, refusal.status, refusal.headers
-    if status < 400:  # of an endpoint that was added
-        return Response(None, status, headers)
+    if refusal.status < 400:  # of an endpoint that was added
+        return Response(None, refusal.status, refusal.headers)
     problem = write_problem(refusal, request_id)
     if refusal.errors:
         problem["errors"] = refusal.errors
     if path.rstrip("/").endswith("/auth/token"):
-        problem["error"] = GRANT_ERRORS.get(reason, "invalid_request")
+        problem["error"] = GRANT_ERRORS.get(refusal.reason, "invalid_request")
         problem["error_description"] = refusal.detail
-    if reason is Reason.METHOD_NOT_ALLOWED:  # Starlette names those of one route
+    if refusal.reason is Reason.METHOD_NOT_ALLOWED:  # Starlette names those of one route
         routes = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
         methods = {
             method for route in routes for method in getattr(route, "methods", None) or {"GET"}
         }
-        headers["Allow"] = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
-    return Response(write_json(problem), status, headers, PROBLEM_JSON)
+        methods |= {"HEAD"} if "GET" in methods else set()
+        refusal.headers["Allow"] = ", ".join(sorted(methods))
+    return Response(write_json(problem), refusal.status, refusal.headers, PROBLEM_JSON)
 
 
 def write_problem(refusal: Refusal, request_id: str) -> dict[str, Any]:
@@ -1002,11 +1008,6 @@ def json_object(model: type[BaseModel], table: str, **expressions: str) -> str:
     """  # noqa: S608 - names of fields
 
 
-def list_columns(fields: Iterable[str]) -> tuple[str, str]:
-    """The columns of an INSERT and their parameters. Others get the defaults of schema.sql."""
-    return ", ".join(fields), ", ".join(f":{name}" for name in fields)
-
-
 def require_row(row: Row | None) -> Row:
     if row is None:
         raise Refusal(Reason.NOT_FOUND)
@@ -1325,11 +1326,6 @@ DECOY_HASH = (
 )
 
 
-async def hash_password(slots: asyncio.Semaphore, password: str) -> str:
-    async with take_turn(slots):
-        return await asyncio.to_thread(hasher.hash, password)
-
-
 def is_password(password_hash: str | None, password: str) -> bool:
     with suppress(argon2.exceptions.VerifyMismatchError):
         return hasher.verify(password_hash or DECOY_HASH, password) and password_hash is not None
@@ -1390,20 +1386,18 @@ def find_address(request: Request) -> str | None:
 
 async def create_user(
     db: Db, username: str, email: str | None = None, password_hash: str | None = None, *, role: Role
-) -> int | None:
+) -> Row | None:
     """An account with its Inbox, within a transaction; None if the name or address is taken."""
     sql = """
         INSERT INTO users (username, email, password_hash, role, inbox_id)
         VALUES ($1, $2, $3, $4, nextval('inbox_ids')) ON CONFLICT DO NOTHING
         RETURNING id, inbox_id
     """
-    user = await db.fetchrow(sql, username, email, password_hash, role)
-    if user is None:
-        return None
-    sql = "INSERT INTO projects (created_by, id, name) VALUES ($1, $2, 'Inbox')"
-    await db.execute(sql, *user)
-    await db.execute("INSERT INTO members (user_id, project_id) VALUES ($1, $2)", *user)
-    return int(user["id"])
+    if user := await db.fetchrow(sql, username, email, password_hash, role):
+        sql = "INSERT INTO projects (created_by, id, name) VALUES ($1, $2, 'Inbox')"
+        await db.execute(sql, *user)
+        await db.execute("INSERT INTO members (user_id, project_id) VALUES ($1, $2)", *user)
+    return user
 
 
 async def create_admin(db: Db, username: str, password: str) -> None:
@@ -1431,14 +1425,15 @@ async def register_user(request: Request, new: UserCreate) -> Response:
 
     With `REGISTRATION=closed` only admins may.
     """
-    password_hash = await hash_password(worker.registrations, new.password)
+    async with take_turn(worker.registrations):
+        password_hash = await asyncio.to_thread(hasher.hash, new.password)
     if settings.registration == "closed":
         await require_admin(await authenticate(request))  # once more, after the wait
     async with transaction() as db:
-        user_id = await create_user(db, new.username, new.email, password_hash, role=Role.USER)
-    if user_id is None:
+        user = await create_user(db, new.username, new.email, password_hash, role=Role.USER)
+    if user is None:
         raise Refusal(Reason.NAME_TAKEN)
-    return created_response(request, await select_user(user_id), "users")
+    return created_response(request, await select_user(user["id"]), "users")
 
 
 @public.post(
@@ -1538,8 +1533,9 @@ async def update_user(
         if is_oneself:
             user = await verify_current_password(request, user_id, update.current_password)
             old_hash = user["password_hash"]
-        password = changes.pop("password")
-        changes["password_hash"] = await hash_password(worker.password_changes, password)
+        async with take_turn(worker.password_changes):
+            password_hash = await asyncio.to_thread(hasher.hash, changes.pop("password"))
+        changes["password_hash"] = password_hash
         await confirm_caller(request, caller)
     assignments = [f"{name} = :{name}" for name in changes]
     if "password_hash" in changes or changes.get("is_active") is False:
@@ -1622,7 +1618,8 @@ async def create_project(
 ) -> Response:
     """Create a project. For admins."""
     fields = new.model_dump()
-    columns, values = list_columns(fields)
+    columns = ", ".join(fields)  # others get the defaults of schema.sql
+    values = ", ".join(f":{name}" for name in fields)
     sql = f"""
         WITH project AS (
             INSERT INTO projects (created_by, {columns})
@@ -2012,7 +2009,8 @@ async def insert_task(
         await select_project(project_id, caller)  # do not ask GitHub without permission
         fields["repository_id"] = await find_repository(new.repository, caller)
         await confirm_caller(request, caller)
-    columns, values = list_columns(fields)
+    columns = ", ".join(fields)  # others get the defaults of schema.sql
+    values = ", ".join(f":{name}" for name in fields)
     sql = f"""
         WITH task AS (
             INSERT INTO tasks (project_id, created_by, {columns})
@@ -2194,7 +2192,7 @@ async def find_repository(name: str, caller: Caller) -> int:
 
 
 async def select_repository(name: str) -> Row | None:
-    if worker.missing_repositories.get(name.lower(), -60) > time.monotonic() - 60:
+    if name.lower() in keep_last_minute(worker.missing_repositories):
         raise invalid("body", "repository", msg=NO_REPOSITORY)
     sql = """
         SELECT id, fetched_at > now() - interval '1 hour' AS is_fresh
@@ -2214,9 +2212,8 @@ async def refresh_repository(name: str, known: Row | None) -> Row:
             return known
         raise
     if found is None:
-        now = time.monotonic()
-        misses = {name: at for name, at in worker.missing_repositories.items() if at > now - 60}
-        worker.missing_repositories = misses | {name.lower(): now}
+        worker.missing_repositories = keep_last_minute(worker.missing_repositories)
+        worker.missing_repositories[name.lower()] = time.monotonic()
         raise invalid("body", "repository", msg=NO_REPOSITORY)
     sql = """
         INSERT INTO repositories (full_name, stars, description, fetched_at)
@@ -2351,13 +2348,8 @@ async def upload_csv(request: Request, caller: CurrentCaller) -> Response:
                     columns, rows_total = await parse_file(file.file, batches)
                 await confirm_caller(request, caller)
                 batches.seek(0)
-                upload = await store_upload(
-                    batches,
-                    filename=file.filename or "",
-                    columns=columns,
-                    rows_total=rows_total,
-                    caller_id=caller.id,
-                )
+                filename = file.filename or ""
+                upload = await store_upload(batches, filename, columns, rows_total, caller)
     except (HTTPException, UnicodeError) as error:  # of the form
         if getattr(error, "status_code", 400) != 400:
             raise
@@ -2438,20 +2430,20 @@ def read_header(line: int, cells: list[str]) -> list[str]:
     return names
 
 
-async def store_upload(batches: IO[str], *, filename: str, **values: Any) -> Row:
+async def store_upload(
+    batches: IO[str], filename: str, columns: list[str], rows_total: int, caller: Caller
+) -> Row:
     filename = re.sub(r"[^\w .()-]", "_", re.split(r"[/\\]", filename)[-1])[-100:] or "upload.csv"
-    values["filename"] = filename
     sql = f"""
         WITH upload AS (
-            INSERT INTO uploads (filename, columns, rows_total, created_by, state)
-            VALUES (:filename, :columns, :rows_total, :caller_id,
-                    CASE WHEN :rows_total = 0 THEN 'done' ELSE 'queued' END)
+            INSERT INTO uploads (filename, columns, rows_total, created_by)
+            VALUES ($1, $2, $3, $4)
             RETURNING *
         )
         SELECT upload.id, {UPLOAD_JSON} FROM upload
     """  # noqa: S608 - columns
     async with transaction() as db:
-        upload = require_row(await db.fetchrow(*bind(sql, values)))
+        upload = require_row(await db.fetchrow(sql, filename, columns, rows_total, caller.id))
         sql = "INSERT INTO upload_batches (upload_id, line, rows) VALUES ($1, $2, $3)"
         for rows in batches:
             await db.execute(sql, upload["id"], json.loads(rows)[0][0], rows)
@@ -2696,10 +2688,9 @@ async def import_rows(db: Db, upload_id: int, columns: list[str], created_by: in
 async def insert_tasks(db: Db, tasks: list[Any], created_by: int) -> int:
     """Insert tasks in their order, with a statement for those that have the same columns."""
     # In one order, or two imports would wait for each other.
-    names = sorted({task["repository"] for task in tasks if task.get("repository")})
-    names.sort(key=str.lower)
+    names = {task["repository"] for task in tasks if task.get("repository")}
     sql = "INSERT INTO repositories (full_name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING"
-    await db.execute(sql, names)
+    await db.execute(sql, sorted(names, key=str.lower))
     sql = "SELECT lower(full_name) AS name, id FROM repositories WHERE lower(full_name) = ANY($1)"
     found = await db.fetch(sql, [name.lower() for name in names])
     repository_ids = {row["name"]: row["id"] for row in found}
@@ -2773,10 +2764,13 @@ async def redirect_to_docs(request: Request) -> Response:
     return RedirectResponse(f"{request.scope['root_path']}/docs")
 
 
-# /docs has inline scripts.
-CSP = (b"content-security-policy", b"default-src 'self' 'unsafe-inline' data: blob:")
 PLAIN_TEXT = (b"content-type", b"text/plain; charset=utf-8")
-HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"private, no-cache"), CSP)
+HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"private, no-cache"),
+    # /docs has inline scripts.
+    (b"content-security-policy", b"default-src 'self' 'unsafe-inline' data: blob:"),
+]
 
 
 class RequestMiddleware:
@@ -2795,10 +2789,11 @@ class RequestMiddleware:
         prefix = scope["root_path"].rstrip("/")
         if path.startswith("/api/v1/"):
             prefix, path = f"{prefix}/api/v1", path.removeprefix("/api/v1")
-        scope = dict(scope, root_path=prefix, path=prefix + path)
-        scope["method"] = "GET" if scope["method"] == "HEAD" else scope["method"]
+        path = prefix + path
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
         # The path is for links; try_other_slash changes that of the scope.
-        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "path": scope["path"]}
+        state = {**scope.get("state", {}), "request_id": request_id, "path": path}
+        scope = dict(scope, root_path=prefix, path=path, method=method, state=state)
         is_started = False
 
         async def send_with_headers(message: Message) -> None:
