@@ -238,32 +238,30 @@ SHARED_SESSIONS: dict[str, Any] = {
 }
 
 
-class connection:
-    """`async with connection() as db`: a connection of the pool, in bounded time.
+@asynccontextmanager
+async def connection() -> AsyncIterator[Db]:
+    """A connection of the pool, in bounded time.
 
     It is asyncpg's own, below that of `databases`, whose `text()` costs four times the statement
     and whose transactions lose connections.
     """
-
-    pooled: Any
-    db: Db
-
-    async def __aenter__(self) -> Db:
-        self.pooled = worker.database.connection()
-        try:
-            async with asyncio.timeout(ACQUIRE_SECONDS):
-                await self.pooled.__aenter__()
-        except Exception as error:
-            raise Outage(repr(error)) from error
-        self.db = self.pooled.raw_connection
-        return self.db
-
-    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    pooled: Any = worker.database.connection()
+    try:
+        async with asyncio.timeout(ACQUIRE_SECONDS):
+            await pooled.__aenter__()
+    except Exception as error:
+        raise Outage(repr(error)) from error
+    db: Db = pooled.raw_connection
+    try:
+        yield db
+    except Exception as error:
         if isinstance(error, (*CONNECTION_ERRORS, asyncpg.ReadOnlySQLTransactionError)):
-            self.db.terminate()  # a release would wait for the server; a standby is of no use
-        await self.pooled.__aexit__(kind, error, trace)
-        if error is not None and is_outage(error):
+            db.terminate()  # a release would wait for the server; a standby is of no use
+        if is_outage(error):
             raise Outage(repr(error)) from error
+        raise
+    finally:
+        await pooled.__aexit__()
 
 
 @asynccontextmanager
@@ -322,11 +320,10 @@ async def boot() -> None:
         # An arbitrary number, the same in every worker.
         await db.execute("SELECT pg_advisory_xact_lock(7263019)", timeout=BOOT_SECONDS)
         await apply_schema(db)
-        if await db.fetchrow(select_service) is None:
+        while (service := await db.fetchrow(select_service)) is None:
             await create_user(db, "service", role=Role.ADMIN)
         if settings.admin_username and settings.admin_password:
             await create_admin(db, settings.admin_username, settings.admin_password)
-        service = dict(await db.fetchrow(select_service) or {})
         stored: dict[str, str] = dict(map(tuple, await db.fetch("SELECT name, value FROM secrets")))
     if not settings.api_key:
         log.info("The API key, to send as X-API-Key: %s", stored["api_key"])
@@ -633,6 +630,8 @@ def as_refusal(error: Exception, request_id: str) -> Refusal:
             return invalid("body", msg="The body cannot be read; send JSON in UTF-8, or a form")
         case HTTPException(status_code=405, detail="Method Not Allowed"):
             return Refusal(Reason.METHOD_NOT_ALLOWED)
+        case HTTPException(status_code=413, detail="Content Too Large"):
+            return Refusal(Reason.BODY_TOO_LARGE)
         case HTTPException():  # of an endpoint that was added
             refusal = Refusal(Reason.OTHER)
             refusal.status, refusal.detail = error.status_code, error.detail
@@ -641,8 +640,9 @@ def as_refusal(error: Exception, request_id: str) -> Refusal:
         case asyncpg.IntegrityConstraintViolationError():
             if "task_is_for_member" in str(error):
                 return invalid("body", "assigned_to", msg=NOT_A_MEMBER)
-            if names := [name for name in CONSTRAINTS if name in str(error)]:
-                return Refusal(CONSTRAINTS[names[0]])
+            for name, reason in CONSTRAINTS.items():
+                if name in str(error):
+                    return Refusal(reason)
         case asyncpg.QueryCanceledError():
             return Refusal(Reason.STATEMENT_TOO_LONG)
         case Outage():
@@ -793,10 +793,10 @@ async def fetch_session(token: str, kind: str, columns: str) -> tuple[Row, datet
     with suppress(jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError):
         claims = decode_token(token, worker.jwt_secret)
         user_id = int(claims["sub"])
-        changed_at = datetime.fromisoformat(claims["password_changed_at"])
+        changed_at = datetime.fromisoformat(claims["password_changed_at"]).astimezone(UTC)
         expiry = datetime.fromtimestamp(claims["exp"], UTC)
         is_valid = claims["kind"] == kind and expiry > datetime.now(UTC)
-        if is_valid and 0 < user_id <= INT8_MAX and changed_at.tzinfo:
+        if is_valid and 0 < user_id <= INT8_MAX:
             sql = f"""
                 SELECT {columns} FROM users
                 WHERE id = :user_id AND is_active AND password_changed_at = :changed_at
@@ -892,6 +892,13 @@ def read_date(text: object) -> object:
     if isinstance(text, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text, re.ASCII):
         return text
     raise PydanticCustomError("date_parsing", "")
+
+
+def read_instant(text: object) -> object:
+    """Pydantic takes timestamps too, and years at whose ends UTC overflows."""
+    if isinstance(text, str) and re.match(r"[1-8][0-9]{3}-[0-9]{2}-[0-9]{2}[Tt ]", text):
+        return text
+    raise PydanticCustomError("datetime_parsing", "")
 
 
 def check_int8(number: int) -> int:
@@ -1952,7 +1959,7 @@ class TaskPage(Page):
     repository: ShortText | None = Field(None, description="owner/name, in any case.")
     due_before: DueDate | None = Field(None, description="Due before this day.")
     due_after: DueDate | None = Field(None, description="Due after this day.")
-    updated_after: AwareDatetime | None = Field(
+    updated_after: Annotated[AwareDatetime, BeforeValidator(read_instant)] | None = Field(
         None, description="Created or changed after this instant, as 2027-01-31T09:30:00Z."
     )
     q: Name | None = Field(None, description="Text in title or description, in any case.")
@@ -2185,9 +2192,7 @@ async def find_repository(name: str, caller: Caller) -> int:
     known = await select_repository(name)
     if known is None or not known["is_fresh"]:
         async with take_turn(worker.lookups, caller):
-            known = await select_repository(name)  # another request may have looked it up
-            if known is None or not known["is_fresh"]:
-                known = await refresh_repository(name, known)
+            known = await refresh_repository(name)
     return int(known["id"])
 
 
@@ -2204,7 +2209,10 @@ async def select_repository(name: str) -> Row | None:
 NO_REPOSITORY = "GitHub has no such public repository"
 
 
-async def refresh_repository(name: str, known: Row | None) -> Row:
+async def refresh_repository(name: str) -> Row:
+    known = await select_repository(name)
+    if known and known["is_fresh"]:  # by a request that had the turn before
+        return known
     try:
         found = await fetch_repository(name)
     except Refusal:
@@ -2875,7 +2883,8 @@ def complete_openapi(app: FastAPI) -> None:
             add_refusals(responses, *REFUSALS.get(parameter["name"], []))
             add_refusals(responses, *REFUSALS.get(parameter["in"], []))
             schema = parameter["schema"]
-            schema |= schema.pop("anyOf", [{}])[0]  # a query or a header cannot say null
+            # A query or a header cannot say null.
+            parameter["schema"] = schema = schema.pop("anyOf", [{}])[0] | schema
             examples = schema.get("examples")
             if examples and parameter["in"] != "query":
                 parameter["example"] = examples[0]  # which Swagger UI fills in
