@@ -98,7 +98,8 @@ def check_database_url(url: str) -> str:
     have to be encoded. The message does not quote the URL.
     """
     url = re.sub(r"^postgres(ql)?(\+asyncpg)?://", "postgresql://", url)
-    user, host = r"(((?![/?#@\[\]])[!-~])*@)?", r"(\[[0-9A-Fa-f:.]+\]|[\w.%-]*)(:[0-9]{1,5})?"
+    user = r"(((?![/?#@\[\]])[!-~])*@)?"
+    host = r"(\[[0-9A-Fa-f:.]+\]|[\w.%-]*)(:[0-9]{1,5})?"
     form = rf"postgresql://{user}{host}(,{host})*(/((?![/?#@])[!-~])*)?(\?((?![#@])[!-~])*)?"
     sslmode = r"[?&]sslmode=(?!(disable|allow|prefer|require|verify-ca|verify-full)(&|$))"
     if not re.fullmatch(form, url, re.ASCII) or re.search(sslmode, url):
@@ -292,7 +293,7 @@ def number_parameters(sql: str) -> tuple[str, list[str]]:
 def bind(sql: str, values: Mapping[str, Any]) -> list[Any]:
     """The statement and its arguments as asyncpg takes them: `await db.fetch(*bind(sql, values))`.
 
-    Each value has its parameter. `caller_id` may be left out: admins have no rule of access.
+    Each value has its parameter. That of `caller_id` may be missing: an admin sees everything.
     """
     text, names = number_parameters(sql)
     if wrong := (values.keys() ^ set(names)) - ({"caller_id"} & values.keys()):
@@ -333,7 +334,7 @@ async def boot() -> None:
 
 
 async def apply_schema(db: Db) -> None:
-    """Only a new text: even CREATE INDEX IF NOT EXISTS waits for every writer of its table."""
+    """Apply schema.sql if its text is new: even CREATE INDEX IF NOT EXISTS waits for writers."""
     digest = hashlib.sha256(SCHEMA.encode()).hexdigest()
     is_known = await db.fetchval("SELECT to_regclass('secrets') IS NOT NULL")
     sql = "SELECT value FROM secrets WHERE name = 'schema'"
@@ -358,6 +359,7 @@ async def boot_until_done() -> None:
 
 
 def keep_last_minute(times: dict[str, float]) -> dict[str, float]:
+    """The failures of the last minute, so that what a worker remembers does not grow."""
     return {name: at for name, at in times.items() if at > time.monotonic() - 60}
 
 
@@ -396,7 +398,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     worker.github = httpx.AsyncClient(
         headers=GITHUB_HEADERS, follow_redirects=True, max_redirects=3
     )
-    worker.api_keys, worker.jwt_secret = split_keys(settings.api_key), settings.jwt_secret_key
+    worker.api_keys = split_keys(settings.api_key)
+    worker.jwt_secret = settings.jwt_secret_key
     # Endpoints that were declared on a router after `app` was made.
     for router in (public, api, admin):
         app.router.routes += [route for route in router.routes if route not in app.router.routes]
@@ -404,7 +407,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     if HAS_COLLECTOR and find_spec("opentelemetry.sdk") is None:
         log.warning("No telemetry is sent: pip install -r requirements-telemetry.txt")
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it quotes malformed input
-    gc.freeze()  # imported objects stay; collecting them makes reads a tenth dearer
+    gc.freeze()  # what is imported stays; looking through it would cost a tenth of each read
     booting = asyncio.create_task(boot_until_done())
     tasks = {booting, *map(asyncio.create_task, (import_uploads(), delete_expired_rows()))}
     await asyncio.wait({booting}, timeout=2)  # usually ready for the first request
@@ -487,7 +490,9 @@ class Reason(Enum):
     OTHER = 0, "Raised by an endpoint that was added; see detail."
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] = {}) -> None:
-        self.status, self.detail, self.headers = status, detail, headers
+        self.status = status
+        self.detail = detail
+        self.headers = headers
         self.code = self.name.lower()
 
 
@@ -536,8 +541,10 @@ class Refusal(Exception):
 
     def __init__(self, reason: Reason, *, errors: list[Any] | None = None, **headers: str) -> None:
         super().__init__(reason.name)
-        self.reason, self.errors = reason, errors
-        self.status, self.detail = reason.status, reason.detail
+        self.reason = reason
+        self.errors = errors
+        self.status = reason.status
+        self.detail = reason.detail
         self.headers = {**reason.headers, **headers}
 
 
@@ -589,7 +596,8 @@ def describe_errors(errors: Iterable[Any]) -> list[dict[str, Any]]:
     """At most 20 of pydantic's errors, in our words and without the input."""
     described = []
     for error in itertools.islice(errors, 20):
-        kind, context = error["type"], error.get("ctx", {})
+        kind = error["type"]
+        context = error.get("ctx", {})
         sentence = next(text for start, text in SENTENCES.items() if kind.startswith(start))
         words = PATTERNS.get(context.get("pattern"))
         # A field may be named by anything, lone surrogates and 200 kB included.
@@ -634,7 +642,8 @@ def as_refusal(error: Exception, request_id: str) -> Refusal:
             return Refusal(Reason.BODY_TOO_LARGE)
         case HTTPException():  # of an endpoint that was added
             refusal = Refusal(Reason.OTHER)
-            refusal.status, refusal.detail = error.status_code, error.detail
+            refusal.status = error.status_code
+            refusal.detail = error.detail
             refusal.headers |= error.headers or {}
             return refusal
         case asyncpg.IntegrityConstraintViolationError():
@@ -655,28 +664,29 @@ def as_refusal(error: Exception, request_id: str) -> Refusal:
 
 
 PROBLEM_JSON = "application/problem+json"
-# The newest Python's.
+# As in the newest Python: older ones have other words for these two.
 TITLES = STATUS_PHRASES | {413: "Content Too Large", 422: "Unprocessable Content"}
 
 
 async def as_problem(request: Request, error: Exception) -> Response:
     """The answer to an error."""
-    request_id, path = request.state.request_id, request.scope["path"]
+    request_id = request.state.request_id
     refusal = as_refusal(error, request_id)
     if refusal.status < 400:  # of an endpoint that was added
         return Response(None, refusal.status, refusal.headers)
     problem = write_problem(refusal, request_id)
     if refusal.errors:
         problem["errors"] = refusal.errors
-    if path.rstrip("/").endswith("/auth/token"):
+    if request.scope["path"].rstrip("/").endswith("/auth/token"):
         problem["error"] = GRANT_ERRORS.get(refusal.reason, "invalid_request")
         problem["error_description"] = refusal.detail
     if refusal.reason is Reason.METHOD_NOT_ALLOWED:  # Starlette names those of one route
         routes = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
         methods = {
-            method for route in routes for method in getattr(route, "methods", None) or {"GET"}
-        }
-        methods |= {"HEAD"} if "GET" in methods else set()
+            method for route in routes for method in getattr(route, "methods", None) or []
+        } or {"GET"}  # of mounted files, which match no route by now
+        if "GET" in methods:
+            methods.add("HEAD")
         refusal.headers["Allow"] = ", ".join(sorted(methods))
     return Response(write_json(problem), refusal.status, refusal.headers, PROBLEM_JSON)
 
@@ -781,15 +791,15 @@ def split_keys(api_keys: str) -> list[bytes]:
 
 @lru_cache(1000)  # a signature costs as much as reading a project; the expiry is checked again
 def decode_token(token: str, secret: str) -> dict[str, Any]:
-    options: jwt.types.Options = {"require": ["exp", "sub", "kind", "password_changed_at"]}
-    return jwt.decode(token, secret, algorithms=["HS256"], options=options)
+    required = ["exp", "sub", "kind", "password_changed_at"]
+    return jwt.decode(token, secret, algorithms=["HS256"], options={"require": required})
 
 
 async def fetch_session(token: str, kind: str, columns: str) -> tuple[Row, datetime]:
     """Columns of the user of an access or refresh token, and when the token expires."""
     if not worker.jwt_secret:
         raise Refusal(Reason.DATABASE_UNAVAILABLE)  # the secret is in the database
-    # Errors of any odd claim, in a token that is signed all the same.
+    # Whoever knows the secret can sign odd claims. These are the errors that they raise.
     with suppress(jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError):
         claims = decode_token(token, worker.jwt_secret)
         user_id = int(claims["sub"])
@@ -858,16 +868,21 @@ FAILED: Responses = {
         "content": add_refusals({}, Reason.INTERNAL_ERROR)["500"]["content"],
     }
 }
-ROUTER: dict[str, Any] = {
-    "generate_unique_id_function": lambda route: route.name,
-    "responses": FAILED,
-}
+ROUTER: dict[str, Any] = {"generate_unique_id_function": lambda route: route.name}
+MAX_BODY_BYTES = 256 * 1024
 # An endpoint's router says who may call it, and how much it may send.
-public = APIRouter(max_body_size=16 * 1024, **ROUTER)
-api = APIRouter(dependencies=[Depends(authenticate)], max_body_size=256 * 1024, **ROUTER)
-ROUTER["responses"] = add_refusals({**FAILED}, Reason.FORBIDDEN)
+public = APIRouter(max_body_size=16 * 1024, responses=FAILED, **ROUTER)
+api = APIRouter(
+    dependencies=[Depends(authenticate)],
+    max_body_size=MAX_BODY_BYTES,
+    responses=FAILED,
+    **ROUTER,
+)
 admin = APIRouter(
-    dependencies=[Depends(authenticate), Depends(require_admin)], max_body_size=256 * 1024, **ROUTER
+    dependencies=[Depends(authenticate), Depends(require_admin)],
+    max_body_size=MAX_BODY_BYTES,
+    responses=add_refusals({**FAILED}, Reason.FORBIDDEN),
+    **ROUTER,
 )
 
 # ------------------------------------------------------------------------------- requests and lists
@@ -1031,7 +1046,10 @@ def row_response(row: Row, if_none_match: str | None = None) -> Response:
 
 def find_origin(request: Request) -> str:
     """Scheme and host, as the client has them. Starlette's URL takes longer than a statement."""
-    return f"{request.scope['scheme']}://{request.headers.get('host', 'localhost')}"
+    host = request.headers.get("host", "")
+    if not re.fullmatch(r"[A-Za-z0-9.:_\[\]-]+", host):
+        host = "localhost"  # a Host may contain anything, also the rest of a Link
+    return f"{request.scope['scheme']}://{host}"
 
 
 def created_response(request: Request, row: Row, path: str, status: int = 201) -> Response:
@@ -1055,7 +1073,7 @@ IS_CURRENT = "(:versions::text[] IS NULL OR version::text = ANY(:versions))"
 
 
 def require_change(row: Row | None) -> Row:
-    """Explain by a row with `may_change`, `is_current` and `version` what did not happen."""
+    """Raise why a change did not happen: of a row with `may_change`, `is_current`, `version`."""
     row = require_row(row)
     if not row["may_change"]:
         raise Refusal(Reason.FORBIDDEN)
@@ -1195,8 +1213,8 @@ async def list_rows(
         raise invalid("query", "offset", msg="Send cursor or offset, not both")
     start = INT8_MAX if order.is_descending else -INT8_MAX
     rank, id = (start, start) if page.cursor is None else read_cursor(page.cursor, order)
-    keys = {"after_rank": rank, "after_id": id, "limit": page.limit}
-    keys["offset"] = page.offset or 0
+    offset = page.offset or 0
+    keys = {"after_rank": rank, "after_id": id, "limit": page.limit, "offset": offset}
     alias = order.id.partition(".")[0]
     # One row more is read, to know whether there is a next page.
     sql = f"""
@@ -1212,7 +1230,8 @@ async def list_rows(
             ) AS {alias} {joins}
         ) AS page
     """  # noqa: S608 - columns, literals
-    row, headers = (await fetch_rows(sql, **values, **keys))[0], {}
+    row = (await fetch_rows(sql, **values, **keys))[0]
+    headers = {}
     if row["has_more"]:
         cursor = f"{order.name}.{row['rank']}.{row['id']}"
         sent = request.query_params.multi_items()
@@ -1326,7 +1345,7 @@ USER_JSON = json_object(User, "users")
 SESSION = f"users.id, users.password_changed_at, {USER_JSON}"  # for issue_tokens
 # OWASP's parameters for argon2id: 19 MiB, two passes.
 hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
-# Of a text that nobody knows. Verified for a name without a password, so that it takes as long.
+# Of a text that nobody knows. It is verified for an unknown name, which then takes as long.
 DECOY_HASH = (
     "$argon2id$v=19$m=19456,t=2,p=1$Cju+a62YWx/YFMuvaJuUCw$"
     "51ZNH+x9eTbkjATaGBABTh6QEhf8OSW6FB1iluxaMkw"
@@ -1346,7 +1365,8 @@ async def verify_password(request: Request, username: str, password: str) -> Row
     the slot, so that those that wait do not count. Success takes it back, and so does a refusal:
     else a flood on one name would close its address to others.
     """
-    username, address = username.lower(), find_address(request)
+    username = username.lower()
+    address = find_address(request)
     limits = {f"name {username}": 50}
     if address is not None:
         limits |= {f"address {address}": 100, f"both {address} {username}": 10}
@@ -2273,7 +2293,7 @@ COLUMNS = ["project_id", *[name for name in TaskUpdate.model_fields if name != "
 # Text that a spreadsheet would run, and the empty text, is written with an apostrophe before it. So
 # is what looks like that already: reading takes one apostrophe off.
 ESCAPED = re.compile(r"'*([=+\-@\t\r]|$)")
-# Parts of the standard library's words, and ours.
+# What errors of the csv module contain, and our sentences for them.
 CSV_ERRORS = {
     "field larger": "a cell has more than 128 KiB",
     "too long": "the row has more than 256 KiB, or a quotation mark is not closed",
@@ -2386,7 +2406,8 @@ async def parse_file(file: IO[bytes], batches: IO[str]) -> tuple[list[str], int]
             batch.append((line, cells[: len(columns) + 1]))
         if size > BATCH_CHARACTERS:
             batches.write(f"{json.dumps(batch)}\n" if batch else "")
-            batch, size = [], 0
+            batch = []
+            size = 0
             await asyncio.sleep(0)  # requests first
     batches.write(f"{json.dumps(batch)}\n" if batch else "")
     return columns, total
@@ -2395,7 +2416,8 @@ async def parse_file(file: IO[bytes], batches: IO[str]) -> tuple[list[str], int]
 def read_rows(file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
     """The rows, each with its line. The first line shows the delimiter, or names it: `sep=;`."""
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-    line, row_length = 1, 0
+    line = 1
+    row_length = 0
 
     def read_lines() -> Iterator[str]:
         nonlocal row_length
@@ -2415,7 +2437,8 @@ def read_rows(file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
         for cells in reader:
             if line > 1 or not names_delimiter:
                 yield line, cells
-            line, row_length = reader.line_num + 1, 0
+            line = reader.line_num + 1
+            row_length = 0
     except (csv.Error, ValueError, TypeError) as error:
         words = next(words for part, words in CSV_ERRORS.items() if part in str(error))
         raise unreadable(line, words) from None
@@ -2545,7 +2568,8 @@ def csv_response(
     of each row."""
 
     async def write_pages() -> AsyncIterator[str]:
-        buffer, after = io.StringIO(), 0
+        buffer = io.StringIO()
+        after = 0
         writer = csv.writer(buffer)
         writer.writerow(columns)
         yield "\ufeff" if bom else ""
@@ -2666,7 +2690,8 @@ async def import_rows(db: Db, upload_id: int, columns: list[str], created_by: in
     project_ids = [task["project_id"] for *_, task, reason in read if not reason]
     places = {tuple(row) for row in await db.fetch(sql, project_ids)}
     places |= {(project_id, None) for project_id, _ in places}
-    valid, rejected = [], []
+    valid = []
+    rejected = []
     for line, cells, task, reason in read:
         project_id, assigned_to = task.get("project_id"), task.get("assigned_to")
         if not reason and (project_id, None) not in places:
@@ -2730,20 +2755,20 @@ class Health(BaseModel):
     status: Literal["ok"]
 
 
-@public.get("/livez", response_model=Health, tags=["health"])
-async def check_liveness() -> Response:
+@public.get("/livez", tags=["health"])
+async def check_liveness() -> Health:
     """Whether this worker runs; asks nobody else."""
-    return Response('{"status":"ok"}', media_type="application/json")
+    return Health(status="ok")
 
 
-@public.get("/readyz", response_model=Health, tags=["health"])
-@public.get("/health", name="check_health", response_model=Health)
-async def check_readiness() -> Response:
+@public.get("/readyz", tags=["health"])
+@public.get("/health", name="check_health")
+async def check_readiness() -> Health:
     """Whether this worker can serve: a round trip to the database, or 503."""
     if worker.service is None:
         raise Refusal(Reason.DATABASE_UNAVAILABLE)
     await fetch_row("SELECT 1")
-    return await check_liveness()
+    return Health(status="ok")
 
 
 # Swagger UI puts the cursor into the field of a username, but a newcomer has the key.
@@ -2796,7 +2821,8 @@ class RequestMiddleware:
         path = scope["path"].removeprefix(scope["root_path"])
         prefix = scope["root_path"].rstrip("/")
         if path.startswith("/api/v1/"):
-            prefix, path = f"{prefix}/api/v1", path.removeprefix("/api/v1")
+            prefix = f"{prefix}/api/v1"
+            path = path.removeprefix("/api/v1")
         path = prefix + path
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         # The path is for links; try_other_slash changes that of the scope.
@@ -2863,8 +2889,9 @@ def complete_openapi(app: FastAPI) -> None:
     are referred to by name, each model's example wherever a body is of that model."""
     document = app.openapi()
     document["security"] = []  # of the operations that name none
-    schemes, schemas = (document["components"][name] for name in ("securitySchemes", "schemas"))
-    document["components"]["securitySchemes"] = {"APIKey": API_KEY} | schemes
+    components = document["components"]
+    components["securitySchemes"] = {"APIKey": API_KEY} | components["securitySchemes"]
+    schemas = components["schemas"]
     for model in (Problem, TokenProblem):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
@@ -2872,7 +2899,8 @@ def complete_openapi(app: FastAPI) -> None:
     operations = [(path, op) for path, ops in document["paths"].items() for op in ops.values()]
     for path, operation in operations:
         responses = operation["responses"]
-        if (tag := max(TAGS, key=path.rfind)) in path:  # of an endpoint that was added: its own
+        # The tag that is last in the path; an endpoint that was added keeps its own.
+        if (tag := max(TAGS, key=path.rfind)) in path:
             operation.setdefault("tags", [tag])
         if "security" in operation:
             operation["security"].insert(0, {"APIKey": []})
