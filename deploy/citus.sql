@@ -12,7 +12,10 @@ DO $$
             -- distributed.
             'citus.enable_local_reference_table_foreign_keys = off',
             -- A new schema.sql changes distributed tables, and users, in one transaction.
-            'citus.multi_shard_modify_mode = sequential'
+            'citus.multi_shard_modify_mode = sequential',
+            -- The driver looks up the type of an array once a connection. With shards hidden from
+            -- the catalog, that takes a second.
+            'citus.override_table_visibility = off'
         ] LOOP
             EXECUTE format('ALTER DATABASE %I SET %s', current_database(), setting);
             EXECUTE format('SET %s', setting);
