@@ -232,7 +232,7 @@ QUERIES = f"""
 """
 SEARCHES = """
     q='%20OR%20'1'='1 q=';DROP%20TABLE%20tasks;-- q=$1%20$$%20:id q=%7Btasks%7D%7B0%7D q=%25s%25(y)s
-    q=%EF%BF%BF%EF%BF%BF q=x%E2%80%AF assigned_to=9223372036854775807 due_before=1900-01-01
+    q=%EF%BF%BF%EF%BF%BF q=Zqx%E2%80%AF assigned_to=9223372036854775807 due_before=1900-01-01
     repository=..%2F.. offset=9007199254740991 cursor=-priority.999999999999999999.1
 """
 MISMATCHED = ['"2"', 'W/"2"', '"99999999999999999999"', '"01"', '""', '"1\'--"']
