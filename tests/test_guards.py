@@ -165,6 +165,10 @@ class Item{when}(BaseModel):
     status: int = 0
 
 
+def double_{when}(number: int = 1) -> int:
+    return 2 * number
+
+
 @{app}.post("/{when}/app", tags=["added"])
 @api.post("/{when}/api")
 @admin.post("/{when}/admin")
@@ -172,7 +176,7 @@ class Item{when}(BaseModel):
 def add_{when}(
     item: Item{when},
     tasks: BackgroundTasks,
-    caller: CurrentCaller,
+    doubled: Annotated[int, Depends(double_{when})],
     x_unit: Annotated[str, Header()] = "",
 ):
     if item.status == 500:
@@ -180,7 +184,7 @@ def add_{when}(
     if item.status:
         raise HTTPException(item.status, "There is no tea.", {{"X-Tea": "none"}})
     tasks.add_task(log.info, "A background task of " + item.name)
-    return {{"unit": x_unit, "caller": caller.id}}
+    return {{"doubled": doubled, "unit": x_unit}}
 
 
 {app}.include_router(own_{when})
@@ -196,9 +200,8 @@ def test_an_endpoint_that_somebody_adds_is_served_and_guarded(
     (tmp_path / "added.py").write_text(added.replace('if __name__ == "__main__"', "if False"))
     (tmp_path / "schema.sql").symlink_to(ROOT / "schema.sql")
     starting = serve(app="added:app", folder=tmp_path, tracebacks=True, DATABASE_URL=database_url)
-    paths = [
-        f"/{when}/{on}" for when in ("before", "after") for on in ("app", "api", "admin", "own")
-    ]
+    routers = ("app", "api", "admin", "own")
+    paths = [f"/{when}/{router}" for when in ("before", "after") for router in routers]
     with starting as own, own.client(X_API_Key=KEYS[0]) as admin:
         user = sign_up(admin)
         for path in paths:
@@ -206,12 +209,12 @@ def test_an_endpoint_that_somebody_adds_is_served_and_guarded(
                 refused(own.client().post(path, json={"name": path}), 401)
                 refused(admin.post(path, json={"name": 5}), 400, "body", "name")
                 answer = admin.post(path, json={"name": path}, headers={"X-Unit": "kg"})
-                assert ok(answer) == {"unit": "kg", "caller": 1}
-                answer = user.post(path, json={"name": path})
+                assert ok(answer) == {"doubled": 2, "unit": "kg"}
+                answer = user.post(f"{path}?number=4", json={"name": path})
                 if path.endswith("admin"):
                     refused(answer, 403, code="forbidden")
                 else:
-                    assert ok(answer) == {"unit": "", "caller": user.id}
+                    assert ok(answer) == {"doubled": 8, "unit": ""}
         for status in (400, 401, 403, 404, 405, 409, 413, 418, 422, 429, 503):
             with subtests.test(f"HTTPException({status})"):
                 answer = admin.post("/after/app", json={"name": "", "status": status})

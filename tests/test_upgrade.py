@@ -1,6 +1,6 @@
 """Today's service on a database of version 2, whose schema.sql is kept beside this file."""
 
-import time
+import re
 
 from main import hasher
 from tests.service import (
@@ -17,6 +17,7 @@ from tests.service import (
     refused,
     serve,
     upload,
+    wait_until,
 )
 
 VERSION_2 = (ROOT / "tests/schema_of_version_2.sql").read_text()
@@ -70,9 +71,8 @@ def test_a_database_of_version_2_becomes_todays_with_its_data(new_database: NewD
             once = {"Idempotency-Key": "once"}  # whose digest was computed in another way
             again = admin.post("/projects/1/tasks/", json={"title": "Pack"}, headers=once)
             refused(again, 422, code="key_reused")
-            while (file := ok(admin.get("/uploads/1")))["state"] != "done":
-                time.sleep(0.1)
-            assert file["rows_inserted"] == 3
+            wait_until(lambda: ok(admin.get("/uploads/1"))["state"] == "done")
+            assert ok(admin.get("/uploads/1"))["rows_inserted"] == 3
             titles = [task["title"] for task in ok(admin.get("/projects/1/tasks/?sort=id"))]
             assert titles == ["Pack", "Carry", "Clean"]
 
@@ -88,3 +88,12 @@ def test_an_older_worker_beside_a_newer_one_takes_nothing_back(new_database: New
                 project_id = create_project(admin)["id"]
                 content = f"project_id,title,due_date\n{project_id},Imported,2027-01-15\n"
                 assert finished(admin, upload(admin, content))["rows_inserted"] == 1
+
+
+def test_a_column_that_is_added_stands_in_its_table_too(new_database: NewDatabase) -> None:
+    schema = (ROOT / "schema.sql").read_text()
+    without_alter = re.sub(r"^ALTER TABLE \w+\s+ADD COLUMN[^;]*;$", "", schema, flags=re.MULTILINE)
+    with new_database(distributed=False) as whole, new_database(distributed=False) as tables:
+        execute(whole, schema)
+        execute(tables, without_alter)
+        assert query(whole, CATALOG) == query(tables, CATALOG)
