@@ -211,6 +211,7 @@ def test_it_ends_with_its_watchdog(folder: Path) -> None:
 
 def test_ctrl_c_and_a_closed_terminal_reach_the_process_first(folder: Path) -> None:
     process, terminal = open_terminal(folder)
+    time.sleep(0.5)  # a signal just before it reads would be heeded after the reading only
     terminal.write(b"\x03")
     while b"interrupted" not in terminal.readline():
         pass
