@@ -107,10 +107,10 @@ def test_a_lookup_serves_an_hour_and_while_github_fails(
     name = github.has(stargazers_count=1)
     first = link(admin, name)
     github.has(name, stargazers_count=2)
-    sql = "UPDATE repositories SET fetched_at = fetched_at - $1::interval WHERE full_name = $2"
+    sql = "UPDATE repositories SET fetched_at = now() - $1::interval WHERE full_name = $2"
     query(own_service.database_url, sql, timedelta(minutes=59), name)
     assert link(admin, name.upper())["repository_stars"] == 1
-    query(own_service.database_url, sql, timedelta(minutes=1), name)
+    query(own_service.database_url, sql, timedelta(hours=1), name)
     for answer in (reply(b"", 500), RATE_LIMIT, b""):
         github.answers_for(answer, name)
         assert link(admin, name)["repository_stars"] == 1
