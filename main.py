@@ -10,10 +10,10 @@ The chapters follow a request. schema.sql has the tables.
     errors               the catalogue of refusals, and how each answer of 400 and above is made
     callers              API keys, tokens, and the routers that say who may call
     requests and lists   types, headers, versions, retries, pages
-    accounts             /auth/… /users/…
     projects             /projects/… /projects/{id}/members/…
     tasks                /tasks/… /projects/{id}/tasks/… and GitHub
     CSV files            /upload/… /uploads/… /projects/{id}/tasks/export
+    accounts             /auth/… /users/…
     application          /livez /readyz /health, the middleware, and `app`
 """
 
@@ -1038,12 +1038,15 @@ def require_row(row: Row | None) -> Row:
     return row
 
 
-def row_response(row: Row, if_none_match: str | None = None) -> Response:
+def row_response(
+    row: Row, if_none_match: str | None = None, status: int = 200, **headers: str
+) -> Response:
     """A row with `body` and, of a versioned resource, `version`."""
-    headers = {"ETag": f'"{row["version"]}"'} if "version" in row else {}
-    if if_none_match and (if_none_match == "*" or headers["ETag"] in if_none_match):
-        return Response(None, 304, headers)
-    return Response(row["body"], 200, headers, "application/json")
+    if "version" in row:
+        headers["ETag"] = f'"{row["version"]}"'
+        if if_none_match and (if_none_match == "*" or headers["ETag"] in if_none_match):
+            return Response(None, 304, headers)
+    return Response(row["body"], status, headers, "application/json")
 
 
 def find_origin(request: Request) -> str:
@@ -1056,13 +1059,11 @@ def find_origin(request: Request) -> str:
 
 def created_response(request: Request, row: Row, path: str, status: int = 201) -> Response:
     """The new resource, or the first answer to its Idempotency-Key."""
-    response = row_response(row)
-    response.status_code = status
     root = f"{find_origin(request)}{request.scope['root_path']}"
-    response.headers["Location"] = f"{root}/{path}/{row['id']}"
+    headers = {"Location": f"{root}/{path}/{row['id']}"}
     if "is_replay" in row:
-        response.headers["Idempotent-Replayed"] = "true"
-    return response
+        headers["Idempotent-Replayed"] = "true"
+    return row_response(row, None, status, **headers)
 
 
 def read_versions(if_match: str | None) -> list[str] | None:
@@ -1166,11 +1167,14 @@ class Page(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(100, ge=1, le=200, description="Rows at most.", json_schema_extra=INT32)
-    cursor: Annotated[str, Field(max_length=100)] | None = Field(
-        None, description="From the `Link` of the page before; with the same `sort`."
+    cursor: str = Field(
+        "",
+        min_length=1,
+        max_length=100,
+        description="From the `Link` of the page before; with the same `sort`.",
     )
-    offset: Annotated[int, Field(ge=0, le=2**53, json_schema_extra=INT64)] | None = Field(
-        None, description="Rows to skip; not with `cursor`."
+    offset: int = Field(
+        0, ge=0, le=2**53, description="Rows to skip; not with `cursor`.", json_schema_extra=INT64
     )
     count: bool = Field(False, description="Count all rows, into `X-Total-Count`.")
 
@@ -1213,12 +1217,11 @@ async def list_rows(
     `source` is FROM and WHERE; `counted` the same for `count`, where that differs. `joins` are for
     `body`, which is written for the rows of the page alone.
     """
-    if None not in (page.cursor, page.offset):
+    if page.model_fields_set >= {"cursor", "offset"}:
         raise invalid("query", "offset", msg="Send cursor or offset, not both")
     start = INT8_MAX if order.is_descending else -INT8_MAX
-    rank, id = (start, start) if page.cursor is None else read_cursor(page.cursor, order)
-    offset = page.offset or 0
-    keys = {"after_rank": rank, "after_id": id, "limit": page.limit, "offset": offset}
+    rank, id = read_cursor(page.cursor, order) if page.cursor else (start, start)
+    keys = {"after_rank": rank, "after_id": id, "limit": page.limit, "offset": page.offset}
     alias = order.id.partition(".")[0]
     # One row more is read, to know whether there is a next page.
     sql = f"""
@@ -1253,354 +1256,6 @@ def read_cursor(cursor: str, order: Order) -> tuple[int, int]:
     if match is None or match[1] != order.name:
         raise invalid("query", "cursor", msg="The cursor is damaged, or of another sort order")
     return int(match[2]), int(match[3])
-
-
-# ----------------------------------------------------------------------------------------- accounts
-
-
-class Role(StrEnum):
-    USER = "user"
-    ADMIN = "admin"
-
-
-Password = Annotated[
-    str, Field(min_length=8, max_length=128, description="8 to 128 characters."), CLEAN
-]
-AnyPassword = Annotated[str, Field(max_length=1000), CLEAN]
-Username = Annotated[str, Field(pattern=USERNAME, description=PATTERNS[USERNAME])]
-Email = Annotated[str, Field(pattern=EMAIL, max_length=254, description=PATTERNS[EMAIL]), CLEAN]
-
-
-class UserCreate(Body):
-    model_config = example('{"username": "ada", "email": "ada@x.org", "password": "correct horse"}')
-    username: Username
-    email: Email | None = None
-    password: Password
-
-
-class Credentials(Body):
-    model_config = example('{"username": "ada", "password": "correct horse"}')
-    username: ShortText
-    password: AnyPassword
-
-
-class TokenForm(BaseModel):
-    """An OAuth2 form, which has more fields than these."""
-
-    grant_type: str = "password"
-    username: Annotated[ShortText, Field(examples=["ada"])] = ""
-    password: Annotated[AnyPassword, Field(examples=["correct horse"])] = ""
-    refresh_token: Annotated[str, Field(max_length=5000)] = ""
-
-    @model_validator(mode="after")
-    def require_grant(self) -> Self:
-        grants = {"password": self.username and self.password, "refresh_token": self.refresh_token}
-        if not grants.get(self.grant_type, True):
-            raise PydanticCustomError("value_error", "Send username and password, or refresh_token")
-        return self
-
-
-class RefreshRequest(Body):
-    model_config = example('{"refresh_token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIyIn0.a0wU"}')
-    refresh_token: str = Field(max_length=5000)
-
-
-class UserUpdate(Update):
-    model_config = example('{"email": "ada.lovelace@x.org"}', minProperties=1)
-    email: Email | MISSING | None = MISSING
-    password: Password | MISSING = MISSING
-    current_password: AnyPassword | MISSING = Field(
-        MISSING, description="Who changes the own password names the old one."
-    )
-    role: Annotated[Role, Field(strict=False)] | MISSING = Field(
-        MISSING, description="By an admin only."
-    )
-    is_active: bool | MISSING = Field(MISSING, description="Whether the user may sign in.")
-
-
-class User(BaseModel):
-    model_config = example(
-        """{"id": 2, "username": "ada", "email": "ada@x.org", "role": "user", "is_active": true,
-        "created_at": "2027-01-15T09:30:00.000000Z"}"""
-    )
-    id: Id
-    username: str
-    email: str | None
-    role: Role
-    is_active: bool
-    created_at: datetime
-
-
-class Tokens(BaseModel):
-    model_config = example(
-        """{"access_token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIyIn0.Vt7Q", "token_type": "bearer",
-        "refresh_token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIyIn0.a0wU", "expires_in": 3600, "user":
-        {"id": 2, "username": "ada", "email": "ada@x.org", "role": "user", "is_active": true,
-        "created_at": "2027-01-15T09:30:00.000000Z"}}"""
-    )
-    access_token: str
-    refresh_token: str
-    token_type: Literal["bearer"]
-    expires_in: Count = Field(description="Seconds until the access token expires.")
-    user: User
-
-
-USER_JSON = json_object(User, "users")
-SESSION = f"users.id, users.password_changed_at, {USER_JSON}"  # for issue_tokens
-# OWASP's parameters for argon2id: 19 MiB, two passes.
-hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
-# Of a text that nobody knows. It is verified for an unknown name, which then takes as long.
-DECOY_HASH = (
-    "$argon2id$v=19$m=19456,t=2,p=1$Cju+a62YWx/YFMuvaJuUCw$"
-    "51ZNH+x9eTbkjATaGBABTh6QEhf8OSW6FB1iluxaMkw"
-)
-
-
-def is_password(password_hash: str | None, password: str) -> bool:
-    with suppress(argon2.exceptions.VerifyMismatchError):
-        return hasher.verify(password_hash or DECOY_HASH, password) and password_hash is not None
-    return False
-
-
-async def verify_password(request: Request, username: str, password: str) -> Row | None:
-    """The active user with this name and password. Raises a Refusal after too many attempts.
-
-    An attempt is counted before its password is hashed, so that a burst counts too, and within
-    the slot, so that those that wait do not count. Success takes it back, and so does a refusal:
-    else a flood on one name would close its address to others.
-    """
-    username = username.lower()
-    address = find_address(request)
-    limits = {f"name {username}": 50}
-    if address is not None:
-        limits |= {f"address {address}": 100, f"both {address} {username}": 10}
-    # Who is refused anyway does not wait, and delays nobody.
-    if any(row["attempts"] >= limits[row["key"]] for row in await count_attempts(limits, 0)):
-        raise Refusal(Reason.TOO_MANY_ATTEMPTS)
-    async with take_turn(worker.sign_ins):
-        if any(row["attempts"] > limits[row["key"]] for row in await count_attempts(limits, 1)):
-            await count_attempts(limits, -1)
-            raise Refusal(Reason.TOO_MANY_ATTEMPTS)
-        sql = f"""
-            SELECT users.password_hash, {SESSION} FROM users
-            WHERE lower(users.username) = :username AND users.is_active
-        """  # noqa: S608 - columns
-        user = await fetch_row(sql, username=username)
-        known_hash = user["password_hash"] if user else None
-        if not await asyncio.to_thread(is_password, known_hash, password):
-            return None
-        await count_attempts(limits, -1)
-        return user
-
-
-async def count_attempts(keys: Iterable[str], change: int) -> list[Row]:
-    # Ordered, or two statements would wait for each other.
-    sql = """
-        INSERT INTO sign_in_attempts AS known (key, attempts)
-        SELECT key, greatest(:change::integer, 0) FROM unnest(:keys::text[]) AS key ORDER BY key
-        ON CONFLICT (key) DO UPDATE SET
-            attempts = CASE WHEN known.started_at > now() - interval '1 minute'
-                            THEN greatest(known.attempts + :change, 0) ELSE excluded.attempts END,
-            started_at = CASE WHEN known.started_at > now() - interval '1 minute'
-                              THEN known.started_at ELSE excluded.started_at END
-        RETURNING key, attempts
-    """
-    return await fetch_rows(sql, keys=list(keys), change=change)
-
-
-def find_address(request: Request) -> str | None:
-    """The client's, of IPv6 its /64, which is one client's; None on a unix socket."""
-    host = request.client.host if request.client else ""
-    with suppress(ValueError):  # of a name that a proxy gives
-        address = ipaddress.ip_address(host)
-        if isinstance(address, ipaddress.IPv6Address) and not address.ipv4_mapped:
-            return str(ipaddress.ip_network((int(address), 64), strict=False))
-    return host[-100:] or None
-
-
-async def create_user(
-    db: Db, username: str, email: str | None = None, password_hash: str | None = None, *, role: Role
-) -> Row | None:
-    """An account with its Inbox, within a transaction; None if the name or address is taken."""
-    sql = """
-        INSERT INTO users (username, email, password_hash, role, inbox_id)
-        VALUES ($1, $2, $3, $4, nextval('inbox_ids')) ON CONFLICT DO NOTHING
-        RETURNING id, inbox_id
-    """
-    if user := await db.fetchrow(sql, username, email, password_hash, role):
-        sql = "INSERT INTO projects (created_by, id, name) VALUES ($1, $2, 'Inbox')"
-        await db.execute(sql, *user)
-        await db.execute("INSERT INTO members (user_id, project_id) VALUES ($1, $2)", *user)
-    return user
-
-
-async def create_admin(db: Db, username: str, password: str) -> None:
-    """The admin of the settings, unless the account exists: a stranger may have registered it."""
-    if len(password) < 8:
-        log.warning("ADMIN_PASSWORD has fewer than 8 characters")
-    sql = "SELECT role FROM users WHERE lower(username) = lower($1)"
-    role = await db.fetchval(sql, username)
-    if role is None:
-        text = unicodedata.normalize("NFC", password)
-        password_hash = await asyncio.to_thread(hasher.hash, text)
-        await create_user(db, username, None, password_hash, role=Role.ADMIN)
-    elif role != Role.ADMIN:
-        log.warning("The account %s exists and is no admin; it stays as it is", username)
-
-
-@(public if settings.registration == "open" else admin).post(
-    "/auth/register",
-    response_model=User,
-    max_body_size=public.max_body_size,
-    **answers(201, LOCATION, Reason.NAME_TAKEN),
-)
-async def register_user(request: Request, new: UserCreate) -> Response:
-    """Create an account with an Inbox, a project for its own tasks.
-
-    With `REGISTRATION=closed` only admins may.
-    """
-    async with take_turn(worker.registrations):
-        password_hash = await asyncio.to_thread(hasher.hash, new.password)
-    if settings.registration == "closed":
-        await require_admin(await authenticate(request))  # once more, after the wait
-    async with transaction() as db:
-        user = await create_user(db, new.username, new.email, password_hash, role=Role.USER)
-    if user is None:
-        raise Refusal(Reason.NAME_TAKEN)
-    return created_response(request, await select_user(user["id"]), "users")
-
-
-@public.post(
-    "/auth/login",
-    response_model=Tokens,
-    **answers(200, {}, Reason.WRONG_PASSWORD, Reason.TOO_MANY_ATTEMPTS),
-)
-async def log_in(request: Request, credentials: Credentials) -> Response:
-    """Sign in by name and password. Send the access token as `Authorization: Bearer`."""
-    user = await verify_password(request, credentials.username, credentials.password)
-    if user is None:
-        raise Refusal(Reason.WRONG_PASSWORD)
-    return issue_tokens(user)
-
-
-@public.post(
-    "/auth/token",
-    response_model=Tokens,
-    responses={"default": FAILED["default"] | {"content": TOKEN_PROBLEM}},
-)
-async def issue_token(request: Request, form: Annotated[TokenForm, Form()]) -> Response:
-    """Sign in, or refresh, by an OAuth2 form, as *Authorize* on this page does."""
-    if form.grant_type == "refresh_token":
-        return await refresh_tokens(RefreshRequest(refresh_token=form.refresh_token))
-    if form.grant_type != "password":
-        raise Refusal(Reason.UNSUPPORTED_GRANT_TYPE)
-    return await log_in(request, Credentials(username=form.username, password=form.password))
-
-
-@public.post(
-    "/auth/refresh",
-    response_model=Tokens,
-    **answers(200, {}, Reason.INVALID_TOKEN),
-)
-async def refresh_tokens(body: RefreshRequest) -> Response:
-    """Exchange a refresh token for new tokens. The new one expires when the old one does."""
-    return issue_tokens(*await fetch_session(body.refresh_token, "refresh", SESSION))
-
-
-@api.get("/auth/me", response_model=User)
-async def read_me(caller: CurrentCaller) -> Response:
-    """The user of the credentials; the API key is that of the user `service`."""
-    return row_response(await select_user(caller.id))
-
-
-async def select_user(user_id: int) -> Row:
-    sql = f"""
-        SELECT users.id, {USER_JSON} FROM users WHERE users.id = :user_id
-    """  # noqa: S608 - columns
-    return require_row(await fetch_row(sql, user_id=user_id))
-
-
-@admin.get("/users/", response_model=list[User], **LISTED)
-async def list_users(request: Request, page: PageQuery) -> Response:
-    """All users, by id. For admins."""
-    by_id = Order("users.id", "users.id")
-    return await list_rows(
-        request, page, body=USER_JSON, source="FROM users WHERE true", order=by_id
-    )
-
-
-@api.get("/users/{user_id}", response_model=User, **answers(200, {}, Reason.FORBIDDEN))
-async def read_user(user_id: PathId, caller: CurrentCaller) -> Response:
-    """A user. For admins, and for oneself."""
-    if not caller.is_admin and user_id != caller.id:
-        raise Refusal(Reason.FORBIDDEN)
-    return row_response(await select_user(user_id))
-
-
-@api.patch(
-    "/users/{user_id}",
-    response_model=User,
-    **answers(
-        200,
-        {},
-        Reason.FORBIDDEN,
-        Reason.NAME_TAKEN,
-        Reason.CHANGED_MEANWHILE,
-        Reason.TOO_MANY_ATTEMPTS,
-    ),
-)
-async def update_user(
-    request: Request, user_id: PathId, update: UserUpdate, caller: CurrentCaller
-) -> Response:
-    """Change one's own `email` or `password`; admins also `role` or `is_active`, of anybody.
-
-    A new password, and disabling the account, ends all tokens of the user.
-    """
-    changes = update.model_dump(exclude={"current_password"})
-    is_oneself = user_id == caller.id
-    if not caller.is_admin and (not is_oneself or changes.keys() & {"role", "is_active"}):
-        raise Refusal(Reason.FORBIDDEN)
-    if not changes:
-        raise invalid("body", msg="Name a field to change")
-    old_hash = None
-    if "password" in changes:
-        if is_oneself:
-            user = await verify_current_password(request, user_id, update.current_password)
-            old_hash = user["password_hash"]
-        async with take_turn(worker.password_changes):
-            password_hash = await asyncio.to_thread(hasher.hash, changes.pop("password"))
-        changes["password_hash"] = password_hash
-        await confirm_caller(request, caller)
-    assignments = [f"{name} = :{name}" for name in changes]
-    if "password_hash" in changes or changes.get("is_active") is False:
-        assignments.append("password_changed_at = now()")
-    # The old password is still the same when the new one is stored.
-    sql = f"""
-        WITH users AS (
-            UPDATE users SET {", ".join(assignments)}
-            WHERE id = :user_id AND (:old_hash::text IS NULL OR password_hash = :old_hash)
-            RETURNING *
-        )
-        SELECT users.id, {USER_JSON} FROM users
-    """  # noqa: S608 - columns, names of fields
-    row = await fetch_row(sql, user_id=user_id, old_hash=old_hash, **changes)
-    if row is None and old_hash is not None:
-        raise Refusal(Reason.CHANGED_MEANWHILE)
-    return row_response(require_row(row))
-
-
-async def verify_current_password(request: Request, user_id: int, password: Any) -> Row:
-    """The user, if this is the current password. The user `service` has none."""
-    sql = "SELECT username, password_hash FROM users WHERE id = :user_id"
-    user = require_row(await fetch_row(sql, user_id=user_id))
-    if user["password_hash"] is None:
-        return user
-    if password is MISSING:
-        raise invalid("body", "current_password", msg="Send the current password too")
-    verified = await verify_password(request, user["username"], password)
-    if verified is None:
-        raise invalid("body", "current_password", msg="This is not the current password")
-    return verified
 
 
 # ----------------------------------------------------------------------------------------- projects
@@ -1977,19 +1632,19 @@ class TaskPage(Page):
     sort: TaskSort = Field(
         TaskSort.PRIORITY_DESCENDING, description="`-` for descending; ties by id, nulls last."
     )
-    status: Annotated[list[Status], Field(max_length=10)] | None = Field(
-        None, description="Any of these; repeat the parameter for several."
+    status: list[Status] = Field(
+        [], max_length=10, description="Any of these; repeat the parameter for several."
     )
     completed: bool | None = Field(None, description="Whether `status` is `completed`.")
     assigned_to: Id | None = Field(None, description="The id of a user.")
     unassigned: bool | None = Field(None, description="Whether nobody is assigned.")
-    repository: ShortText | None = Field(None, description="owner/name, in any case.")
+    repository: Name = Field("", description="owner/name, in any case.")
     due_before: DueDate | None = Field(None, description="Due before this day.")
     due_after: DueDate | None = Field(None, description="Due after this day.")
     updated_after: Annotated[AwareDatetime, BeforeValidator(read_instant)] | None = Field(
         None, description="Created or changed after this instant, as 2027-01-31T09:30:00Z."
     )
-    q: Name | None = Field(None, description="Text in title or description, in any case.")
+    q: Name = Field("", description="Text in title or description, in any case.")
 
 
 class AllTasksPage(TaskPage):
@@ -2084,7 +1739,7 @@ async def select_tasks(
     request: Request, page: TaskPage, caller: Caller, project_id: int | None
 ) -> Response:
     order = Order("task.id", RANKS[page.sort], page.sort, page.sort == TaskSort.ID_DESCENDING)
-    values = page.model_dump(include={*FILTERS}, exclude_none=True)
+    values = page.model_dump(include={*FILTERS}, exclude_defaults=True)
     # All but the plain list may read many rows.
     is_scan = values or page.count or page.offset or page.sort not in INDEXED
     filters = "".join(f" AND {FILTERS[name]}" for name in values)
@@ -2752,6 +2407,354 @@ async def insert_tasks(db: Db, tasks: list[Any], created_by: int) -> int:
         """  # noqa: S608 - names of fields
         inserted += await db.fetchval(sql, created_by, json.dumps([*group]))
     return inserted
+
+
+# ----------------------------------------------------------------------------------------- accounts
+
+
+class Role(StrEnum):
+    USER = "user"
+    ADMIN = "admin"
+
+
+Password = Annotated[
+    str, Field(min_length=8, max_length=128, description="8 to 128 characters."), CLEAN
+]
+AnyPassword = Annotated[str, Field(max_length=1000), CLEAN]
+Username = Annotated[str, Field(pattern=USERNAME, description=PATTERNS[USERNAME])]
+Email = Annotated[str, Field(pattern=EMAIL, max_length=254, description=PATTERNS[EMAIL]), CLEAN]
+
+
+class UserCreate(Body):
+    model_config = example('{"username": "ada", "email": "ada@x.org", "password": "correct horse"}')
+    username: Username
+    email: Email | None = None
+    password: Password
+
+
+class Credentials(Body):
+    model_config = example('{"username": "ada", "password": "correct horse"}')
+    username: ShortText
+    password: AnyPassword
+
+
+class TokenForm(BaseModel):
+    """An OAuth2 form, which has more fields than these."""
+
+    grant_type: str = "password"
+    username: Annotated[ShortText, Field(examples=["ada"])] = ""
+    password: Annotated[AnyPassword, Field(examples=["correct horse"])] = ""
+    refresh_token: Annotated[str, Field(max_length=5000)] = ""
+
+    @model_validator(mode="after")
+    def require_grant(self) -> Self:
+        grants = {"password": self.username and self.password, "refresh_token": self.refresh_token}
+        if not grants.get(self.grant_type, True):
+            raise PydanticCustomError("value_error", "Send username and password, or refresh_token")
+        return self
+
+
+class RefreshRequest(Body):
+    model_config = example('{"refresh_token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIyIn0.a0wU"}')
+    refresh_token: str = Field(max_length=5000)
+
+
+class UserUpdate(Update):
+    model_config = example('{"email": "ada.lovelace@x.org"}', minProperties=1)
+    email: Email | MISSING | None = MISSING
+    password: Password | MISSING = MISSING
+    current_password: AnyPassword | MISSING = Field(
+        MISSING, description="Who changes the own password names the old one."
+    )
+    role: Annotated[Role, Field(strict=False)] | MISSING = Field(
+        MISSING, description="By an admin only."
+    )
+    is_active: bool | MISSING = Field(MISSING, description="Whether the user may sign in.")
+
+
+class User(BaseModel):
+    model_config = example(
+        """{"id": 2, "username": "ada", "email": "ada@x.org", "role": "user", "is_active": true,
+        "created_at": "2027-01-15T09:30:00.000000Z"}"""
+    )
+    id: Id
+    username: str
+    email: str | None
+    role: Role
+    is_active: bool
+    created_at: datetime
+
+
+class Tokens(BaseModel):
+    model_config = example(
+        """{"access_token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIyIn0.Vt7Q", "token_type": "bearer",
+        "refresh_token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIyIn0.a0wU", "expires_in": 3600, "user":
+        {"id": 2, "username": "ada", "email": "ada@x.org", "role": "user", "is_active": true,
+        "created_at": "2027-01-15T09:30:00.000000Z"}}"""
+    )
+    access_token: str
+    refresh_token: str
+    token_type: Literal["bearer"]
+    expires_in: Count = Field(description="Seconds until the access token expires.")
+    user: User
+
+
+USER_JSON = json_object(User, "users")
+SESSION = f"users.id, users.password_changed_at, {USER_JSON}"  # for issue_tokens
+# OWASP's parameters for argon2id: 19 MiB, two passes.
+hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+# Of a text that nobody knows. It is verified for an unknown name, which then takes as long.
+DECOY_HASH = (
+    "$argon2id$v=19$m=19456,t=2,p=1$Cju+a62YWx/YFMuvaJuUCw$"
+    "51ZNH+x9eTbkjATaGBABTh6QEhf8OSW6FB1iluxaMkw"
+)
+
+
+def is_password(password_hash: str | None, password: str) -> bool:
+    with suppress(argon2.exceptions.VerifyMismatchError):
+        return hasher.verify(password_hash or DECOY_HASH, password) and password_hash is not None
+    return False
+
+
+async def verify_password(request: Request, username: str, password: str) -> Row | None:
+    """The active user with this name and password. Raises a Refusal after too many attempts.
+
+    An attempt is counted before its password is hashed, so that a burst counts too, and within
+    the slot, so that those that wait do not count. Success takes it back, and so does a refusal:
+    else a flood on one name would close its address to others.
+    """
+    username = username.lower()
+    address = find_address(request)
+    limits = {f"name {username}": 50}
+    if address is not None:
+        limits |= {f"address {address}": 100, f"both {address} {username}": 10}
+    # Who is refused anyway does not wait, and delays nobody.
+    if any(row["attempts"] >= limits[row["key"]] for row in await count_attempts(limits, 0)):
+        raise Refusal(Reason.TOO_MANY_ATTEMPTS)
+    async with take_turn(worker.sign_ins):
+        if any(row["attempts"] > limits[row["key"]] for row in await count_attempts(limits, 1)):
+            await count_attempts(limits, -1)
+            raise Refusal(Reason.TOO_MANY_ATTEMPTS)
+        sql = f"""
+            SELECT users.password_hash, {SESSION} FROM users
+            WHERE lower(users.username) = :username AND users.is_active
+        """  # noqa: S608 - columns
+        user = await fetch_row(sql, username=username)
+        known_hash = user["password_hash"] if user else None
+        if not await asyncio.to_thread(is_password, known_hash, password):
+            return None
+        await count_attempts(limits, -1)
+        return user
+
+
+async def count_attempts(keys: Iterable[str], change: int) -> list[Row]:
+    # Ordered, or two statements would wait for each other.
+    sql = """
+        INSERT INTO sign_in_attempts AS known (key, attempts)
+        SELECT key, greatest(:change::integer, 0) FROM unnest(:keys::text[]) AS key ORDER BY key
+        ON CONFLICT (key) DO UPDATE SET
+            attempts = CASE WHEN known.started_at > now() - interval '1 minute'
+                            THEN greatest(known.attempts + :change, 0) ELSE excluded.attempts END,
+            started_at = CASE WHEN known.started_at > now() - interval '1 minute'
+                              THEN known.started_at ELSE excluded.started_at END
+        RETURNING key, attempts
+    """
+    return await fetch_rows(sql, keys=list(keys), change=change)
+
+
+def find_address(request: Request) -> str | None:
+    """The client's, of IPv6 its /64, which is one client's; None on a unix socket."""
+    host = request.client.host if request.client else ""
+    with suppress(ValueError):  # of a name that a proxy gives
+        address = ipaddress.ip_address(host)
+        if isinstance(address, ipaddress.IPv6Address) and not address.ipv4_mapped:
+            return str(ipaddress.ip_network((int(address), 64), strict=False))
+    return host[-100:] or None
+
+
+async def create_user(
+    db: Db, username: str, email: str | None = None, password_hash: str | None = None, *, role: Role
+) -> Row | None:
+    """An account with its Inbox, within a transaction; None if the name or address is taken."""
+    sql = """
+        INSERT INTO users (username, email, password_hash, role, inbox_id)
+        VALUES ($1, $2, $3, $4, nextval('inbox_ids')) ON CONFLICT DO NOTHING
+        RETURNING id, inbox_id
+    """
+    if user := await db.fetchrow(sql, username, email, password_hash, role):
+        sql = "INSERT INTO projects (created_by, id, name) VALUES ($1, $2, 'Inbox')"
+        await db.execute(sql, *user)
+        await db.execute("INSERT INTO members (user_id, project_id) VALUES ($1, $2)", *user)
+    return user
+
+
+async def create_admin(db: Db, username: str, password: str) -> None:
+    """The admin of the settings, unless the account exists: a stranger may have registered it."""
+    if len(password) < 8:
+        log.warning("ADMIN_PASSWORD has fewer than 8 characters")
+    sql = "SELECT role FROM users WHERE lower(username) = lower($1)"
+    role = await db.fetchval(sql, username)
+    if role is None:
+        text = unicodedata.normalize("NFC", password)
+        password_hash = await asyncio.to_thread(hasher.hash, text)
+        await create_user(db, username, None, password_hash, role=Role.ADMIN)
+    elif role != Role.ADMIN:
+        log.warning("The account %s exists and is no admin; it stays as it is", username)
+
+
+@(public if settings.registration == "open" else admin).post(
+    "/auth/register",
+    response_model=User,
+    max_body_size=public.max_body_size,
+    **answers(201, LOCATION, Reason.NAME_TAKEN),
+)
+async def register_user(request: Request, new: UserCreate) -> Response:
+    """Create an account with an Inbox, a project for its own tasks.
+
+    With `REGISTRATION=closed` only admins may.
+    """
+    async with take_turn(worker.registrations):
+        password_hash = await asyncio.to_thread(hasher.hash, new.password)
+    if settings.registration == "closed":
+        await require_admin(await authenticate(request))  # once more, after the wait
+    async with transaction() as db:
+        user = await create_user(db, new.username, new.email, password_hash, role=Role.USER)
+    if user is None:
+        raise Refusal(Reason.NAME_TAKEN)
+    return created_response(request, await select_user(user["id"]), "users")
+
+
+@public.post(
+    "/auth/login",
+    response_model=Tokens,
+    **answers(200, {}, Reason.WRONG_PASSWORD, Reason.TOO_MANY_ATTEMPTS),
+)
+async def log_in(request: Request, credentials: Credentials) -> Response:
+    """Sign in by name and password. Send the access token as `Authorization: Bearer`."""
+    user = await verify_password(request, credentials.username, credentials.password)
+    if user is None:
+        raise Refusal(Reason.WRONG_PASSWORD)
+    return issue_tokens(user)
+
+
+@public.post(
+    "/auth/token",
+    response_model=Tokens,
+    responses={"default": FAILED["default"] | {"content": TOKEN_PROBLEM}},
+)
+async def issue_token(request: Request, form: Annotated[TokenForm, Form()]) -> Response:
+    """Sign in, or refresh, by an OAuth2 form, as *Authorize* on this page does."""
+    if form.grant_type == "refresh_token":
+        return await refresh_tokens(RefreshRequest(refresh_token=form.refresh_token))
+    if form.grant_type != "password":
+        raise Refusal(Reason.UNSUPPORTED_GRANT_TYPE)
+    return await log_in(request, Credentials(username=form.username, password=form.password))
+
+
+@public.post(
+    "/auth/refresh",
+    response_model=Tokens,
+    **answers(200, {}, Reason.INVALID_TOKEN),
+)
+async def refresh_tokens(body: RefreshRequest) -> Response:
+    """Exchange a refresh token for new tokens. The new one expires when the old one does."""
+    return issue_tokens(*await fetch_session(body.refresh_token, "refresh", SESSION))
+
+
+@api.get("/auth/me", response_model=User)
+async def read_me(caller: CurrentCaller) -> Response:
+    """The user of the credentials; the API key is that of the user `service`."""
+    return row_response(await select_user(caller.id))
+
+
+async def select_user(user_id: int) -> Row:
+    sql = f"""
+        SELECT users.id, {USER_JSON} FROM users WHERE users.id = :user_id
+    """  # noqa: S608 - columns
+    return require_row(await fetch_row(sql, user_id=user_id))
+
+
+@admin.get("/users/", response_model=list[User], **LISTED)
+async def list_users(request: Request, page: PageQuery) -> Response:
+    """All users, by id. For admins."""
+    by_id = Order("users.id", "users.id")
+    return await list_rows(
+        request, page, body=USER_JSON, source="FROM users WHERE true", order=by_id
+    )
+
+
+@api.get("/users/{user_id}", response_model=User, **answers(200, {}, Reason.FORBIDDEN))
+async def read_user(user_id: PathId, caller: CurrentCaller) -> Response:
+    """A user. For admins, and for oneself."""
+    if not caller.is_admin and user_id != caller.id:
+        raise Refusal(Reason.FORBIDDEN)
+    return row_response(await select_user(user_id))
+
+
+@api.patch(
+    "/users/{user_id}",
+    response_model=User,
+    **answers(
+        200,
+        {},
+        Reason.FORBIDDEN,
+        Reason.NAME_TAKEN,
+        Reason.CHANGED_MEANWHILE,
+        Reason.TOO_MANY_ATTEMPTS,
+    ),
+)
+async def update_user(
+    request: Request, user_id: PathId, update: UserUpdate, caller: CurrentCaller
+) -> Response:
+    """Change one's own `email` or `password`; admins also `role` or `is_active`, of anybody.
+
+    A new password, and disabling the account, ends all tokens of the user.
+    """
+    changes = update.model_dump(exclude={"current_password"})
+    is_oneself = user_id == caller.id
+    if not caller.is_admin and (not is_oneself or changes.keys() & {"role", "is_active"}):
+        raise Refusal(Reason.FORBIDDEN)
+    if not changes:
+        raise invalid("body", msg="Name a field to change")
+    old_hash = None
+    if "password" in changes:
+        if is_oneself:
+            user = await verify_current_password(request, user_id, update.current_password)
+            old_hash = user["password_hash"]
+        async with take_turn(worker.password_changes):
+            password_hash = await asyncio.to_thread(hasher.hash, changes.pop("password"))
+        changes["password_hash"] = password_hash
+        await confirm_caller(request, caller)
+    assignments = [f"{name} = :{name}" for name in changes]
+    if "password_hash" in changes or changes.get("is_active") is False:
+        assignments.append("password_changed_at = now()")
+    # The old password is still the same when the new one is stored.
+    sql = f"""
+        WITH users AS (
+            UPDATE users SET {", ".join(assignments)}
+            WHERE id = :user_id AND (:old_hash::text IS NULL OR password_hash = :old_hash)
+            RETURNING *
+        )
+        SELECT users.id, {USER_JSON} FROM users
+    """  # noqa: S608 - columns, names of fields
+    row = await fetch_row(sql, user_id=user_id, old_hash=old_hash, **changes)
+    if row is None and old_hash is not None:
+        raise Refusal(Reason.CHANGED_MEANWHILE)
+    return row_response(require_row(row))
+
+
+async def verify_current_password(request: Request, user_id: int, password: Any) -> Row:
+    """The user, if this is the current password. The user `service` has none."""
+    sql = "SELECT username, password_hash FROM users WHERE id = :user_id"
+    user = require_row(await fetch_row(sql, user_id=user_id))
+    if user["password_hash"] is None:
+        return user
+    if password is MISSING:
+        raise invalid("body", "current_password", msg="Send the current password too")
+    verified = await verify_password(request, user["username"], password)
+    if verified is None:
+        raise invalid("body", "current_password", msg="This is not the current password")
+    return verified
 
 
 # -------------------------------------------------------------------------------------- application
