@@ -490,6 +490,11 @@ class Reason(Enum):
     GITHUB_LIMITED = 503, "GitHub's rate limit is used up; nothing is stored.", LATER
     GITHUB_TIMEOUT = 504, "GitHub did not answer in time; nothing is stored."
     OTHER = 0, "Raised by an endpoint that was added; see detail."
+    # Of the proxy; deploy/nginx.conf has the same ones.
+    MALFORMED_REQUEST = 400, "The request is malformed or too long."
+    TOO_MANY_REQUESTS = 429, "Too many requests from this address; try again."
+    NO_ANSWER = 502, "The service did not answer. The request may or may not have been carried out."
+    UNAVAILABLE = 503, "The service is unreachable, and nothing was carried out; try again."
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] = {}) -> None:
         self.status = status
@@ -2923,6 +2928,8 @@ def complete_openapi(app: FastAPI) -> None:
             schema = parameter["schema"]
             # A query or a header cannot say null.
             parameter["schema"] = schema = schema.pop("anyOf", [{}])[0] | schema
+            if schema.get("default") == "":  # stands for none, and is not valid
+                del schema["default"]
             examples = schema.get("examples")
             if examples and parameter["in"] != "query":
                 parameter["example"] = examples[0]  # which Swagger UI fills in

@@ -409,7 +409,11 @@ def test_each_setting_is_in_the_readme_and_in_the_example() -> None:
 def test_each_refusal_is_raised_and_in_the_document_and_in_the_readme(service: Service) -> None:
     nodes = ast.walk(ast.parse(SOURCE))
     raised = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    assert {reason.name for reason in main.Reason} <= raised
+    nginx = (ROOT / "deploy" / "nginx.conf").read_text()
+    by_nginx = {reason for reason in main.Reason if f" {reason.code};" in nginx}
+    own_words = {reason for reason in by_nginx if f'"{reason.detail}"' not in nginx}
+    assert own_words == {main.Reason.INTERNAL_ERROR}, "it names the proxy's log"
+    assert {reason.name for reason in set(main.Reason) - by_nginx} <= raised
     document = ok(service.client().get("/openapi.json"))
     codes = document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]
     assert codes == [reason.code for reason in main.Reason]
