@@ -583,7 +583,7 @@ SENTENCES = {
     "extra_forbidden": "There is no such field",
     "json_invalid": "The body is not valid JSON",
     "model": "Send a JSON object, with Content-Type: application/json",
-    "string_too_short": "Expected at least {min_length} characters",
+    "string_too_short": "Expected {min_length} or more characters",
     "string_too_long": "Expected at most {max_length} characters",
     "string_pattern": "Expected {words}",
     "string": "Expected text",
@@ -2038,13 +2038,13 @@ async def upload_csv(request: Request, caller: CurrentCaller) -> Response:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise invalid("body", "file", msg=wanted)
-            with tempfile.TemporaryFile("w+") as batches:
-                async with take_turn(worker.files, seconds=30):
+            async with take_turn(worker.files, seconds=30):
+                with tempfile.TemporaryFile("w+") as batches:
                     columns, rows_total = await parse_file(file.file, batches)
-                await confirm_caller(request, caller)
-                batches.seek(0)
-                filename = file.filename or ""
-                upload = await store_upload(batches, filename, columns, rows_total, caller)
+                    await confirm_caller(request, caller)
+                    batches.seek(0)
+                    filename = file.filename or ""
+                    upload = await store_upload(batches, filename, columns, rows_total, caller)
     except (HTTPException, UnicodeError) as error:  # of the form
         if getattr(error, "status_code", 400) != 400:
             raise
