@@ -2056,13 +2056,24 @@ async def upload_csv(request: Request, caller: CurrentCaller) -> Response:
     return created_response(request, upload, "uploads", status=202)
 
 
+async def pause(since: float) -> float:
+    """Let requests go first after each millisecond of work; when the last pause was."""
+    if time.monotonic() < since + 0.001:
+        return since
+    await asyncio.sleep(0)
+    return time.monotonic()
+
+
 async def parse_file(file: IO[bytes], batches: IO[str]) -> tuple[list[str], int]:
-    """Write the rows of a CSV file as lines of JSON, a batch each. The columns, the rows in all."""
+    """Write the rows of a CSV file, a batch a line: the line of its first row, and its rows as
+    JSON. The columns, the rows in all."""
     rows = read_rows(file)
     columns = read_header(*next(rows, (1, [])))
     batch: list[tuple[int, list[str]]] = []
     total = size = 0
+    paused_at = time.monotonic()
     for number, (line, cells) in enumerate(rows):
+        paused_at = await pause(paused_at)
         size += 128 + len(cells) + sum(map(len, cells))
         if total == MAX_ROWS or number > 2 * MAX_ROWS:
             raise unreadable(line, f"the file has more than {MAX_ROWS:,} rows; split it")
@@ -2072,12 +2083,17 @@ async def parse_file(file: IO[bytes], batches: IO[str]) -> tuple[list[str], int]
                 cells.pop()
             batch.append((line, cells[: len(columns) + 1]))
         if size > BATCH_CHARACTERS:
-            batches.write(f"{json.dumps(batch)}\n" if batch else "")
+            write_batch(batches, batch)
             batch = []
             size = 0
-            await asyncio.sleep(0)  # requests first
-    batches.write(f"{json.dumps(batch)}\n" if batch else "")
+    write_batch(batches, batch)
     return columns, total
+
+
+def write_batch(batches: IO[str], batch: list[tuple[int, list[str]]]) -> None:
+    if batch:
+        line = batch[0][0]
+        batches.write(f"{line} {json.dumps(batch)}\n")
 
 
 def read_rows(file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
@@ -2143,8 +2159,9 @@ async def store_upload(
     async with transaction() as db:
         upload = require_row(await db.fetchrow(sql, filename, columns, rows_total, caller.id))
         sql = "INSERT INTO upload_batches (upload_id, line, rows) VALUES ($1, $2, $3)"
-        for rows in batches:
-            await db.execute(sql, upload["id"], json.loads(rows)[0][0], rows)
+        for batch in batches:
+            line, _, rows = batch.partition(" ")
+            await db.execute(sql, upload["id"], int(line), rows)
     return upload
 
 
@@ -2346,10 +2363,10 @@ async def import_rows(db: Db, upload_id: int, columns: list[str], created_by: in
     """
     rows = json.loads(await db.fetchval(sql, upload_id) or "[]")
     read = []
-    for number, (line, cells) in enumerate(rows):
+    paused_at = time.monotonic()
+    for line, cells in rows:
         read.append((line, cells, *read_task_row(columns, cells)))
-        if number % 20 == 0:
-            await asyncio.sleep(0)  # requests first
+        paused_at = await pause(paused_at)
     sql = """
         SELECT projects.id, members.user_id FROM projects
         LEFT JOIN members ON members.project_id = projects.id WHERE projects.id = ANY($1)
