@@ -72,9 +72,10 @@ def show_form(form: str, fields: Json, label: str, act: Any) -> None:
 
 
 def choose_assignee(label: str, **options: Any) -> Any:
-    names = state.names
+    me, is_new = {state.user["id"]: state.user["username"]}, "key" in state.editing[-1]
+    names: Any = me if is_new and not state.is_admin else state.names
     options["placeholder"] = "Choose a member" if names else "Add members to the project first"
-    is_open = names and (state.is_admin or "key" in state.editing[-1])
+    is_open = names and (is_new or state.is_admin)
     return st.selectbox(label, names, None, names.get, disabled=not is_open, **options)
 
 
@@ -127,7 +128,7 @@ def match(seen: Json) -> Json:
 
 
 def save(typed: Json) -> None:
-    _, path, _, seen = state.editing
+    _, path, fields, seen = state.editing
     before = {name: seen.get(name) or EMPTY.get(name) for name in typed}
     changes = {name: value for name, value in typed.items() if value != before[name]}
     if "key" in seen:
@@ -139,8 +140,11 @@ def save(typed: Json) -> None:
         except requests.HTTPError as error:
             if error.response is None or error.response.status_code != 412:
                 raise
-            seen["version"] = error.response.headers["ETag"].strip('"')
-            st.warning("Somebody else has saved. *Save* again, or *Cancel* to see theirs.")
+            theirs = ask("GET", path).json()
+            seen["version"] = theirs["version"]
+            names = ", ".join(fields[name] for name in fields if theirs[name] != seen[name])
+            advice = "*Save* again to put your changes on top, or *Cancel* to see theirs."
+            st.warning(f"Somebody else has changed: {names}. {advice}")
             return
     close()
 
@@ -217,7 +221,8 @@ def show_project() -> None:
                 st.rerun()
             st.button("Edit project", on_click=edit, args=("Project", path, PROJECT, project))
             st.button("New project", on_click=edit, args=("Project", "projects/", PROJECT))
-        st.download_button("Export tasks", export, "tasks.csv", "text/csv", on_click="ignore")
+        name = f"{project['name']}.csv"
+        st.download_button("Export tasks", export, name, "text/csv", on_click="ignore")
     tasks = pd.read_csv(io.BytesIO(export), dtype=str)
     if not tasks.empty:
         weeks = pd.to_datetime(tasks.due_date).dt.strftime("%G, week %V").fillna("No due date")

@@ -76,10 +76,7 @@ def collect_names(path: str, id: str) -> dict[int, str]:
 
 @contextmanager
 def catch_failures(notes: Json) -> Iterator[None]:
-    """Say in words what failed: in the note of the field that is to blame, or else here.
-
-    The note without a name is a page's, which recovers by itself when the service does.
-    """
+    """Say in words what failed: in the note of the field that is to blame, or else here."""
     try:
         yield
     except requests.RequestException as error:
@@ -96,6 +93,7 @@ def catch_failures(notes: Json) -> Iterator[None]:
             place: Any = notes.get(wrong["loc"][-1], notes.get("", st))
             place.error(escape(wrong["msg"]))
         if code == "database_unavailable" and "" in notes:
+            notes[""].caption("This page recovers by itself.")
             time.sleep(2)
             st.rerun()
 
