@@ -176,13 +176,15 @@ def test_an_admin_changes_who_may_sign_in() -> None:
     assert call("GET", f"users/{user_id}")["is_active"] is False
 
 
-def test_a_file_of_5000_tasks_is_imported_and_read_by_pages() -> None:
+def test_a_file_of_5000_tasks_is_imported_once_and_read_by_pages() -> None:
     _, path, _, _ = create_project()
     app, id = open_app(ADMIN, path, "Uploads"), path.split("/")[1]
     rows = "".join(f"{id},Task {number},pending\n" for number in range(5000))
     file = f"project_id,title,status\n{rows}{id},,pending\n{id},Bad,someday\n"
     app.file_uploader(key="file 0").upload("many.csv", file.encode(), "text/csv").run()
     click(app, "Import")
+    [button] = [button for button in app.button if button.label == "Import"]
+    assert button.disabled  # for a second click
     assert read_texts(app.markdown)[1].endswith(" · done, 5,000 of 5,002 rows imported.")
     app.toggle[0].set_value(True).run()
     assert app.dataframe[0].value.line.tolist() == [5002, 5003]
