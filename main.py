@@ -1010,14 +1010,11 @@ class Body(BaseModel):
         return fields
 
 
-class Update(Body):
-    """Fields to change; those left out keep their value, `null` clears an optional one."""
-
-    @model_validator(mode="after")
-    def require_a_field(self) -> Self:
-        if not self.model_fields_set:
-            raise PydanticCustomError("value_error", "Name at least one field")
-        return self
+def list_assignments(changes: Mapping[str, Any], **expressions: str) -> list[str]:
+    """For SET: fields that are left out keep their value."""
+    if not changes:
+        raise invalid("body", msg="Name at least one field")
+    return [expressions.get(name, f"{name} = :{name}") for name in changes]
 
 
 def json_object(model: type[BaseModel], table: str, **expressions: str) -> str:
@@ -1266,7 +1263,7 @@ def read_cursor(cursor: str, order: Order) -> tuple[int, int]:
 # ----------------------------------------------------------------------------------------- projects
 
 
-class ProjectUpdate(Update):
+class ProjectUpdate(Body):
     model_config = example(
         '{"name": "New website", "description": "New design, same content."}', minProperties=1
     )
@@ -1373,7 +1370,7 @@ async def update_project(
     """
     versions = read_versions(if_match)
     changes = update.model_dump()
-    assignments = [f"{name} = :{name}" for name in changes]
+    assignments = list_assignments(changes)
     sql = f"""
         WITH project AS (
             UPDATE projects SET {", ".join(assignments)}, version = version + 1, updated_at = now()
@@ -1514,7 +1511,7 @@ Priority = Annotated[
 RepositoryName = Annotated[str, Field(pattern=REPOSITORY, description=PATTERNS[REPOSITORY])]
 
 
-class TaskUpdate(Update):
+class TaskUpdate(Body):
     # These are also the columns of CSV files, in this order.
     model_config = example('{"status": "in_progress", "priority": 7}', minProperties=1)
     title: Name | MISSING = MISSING
@@ -1818,10 +1815,9 @@ async def update_task(
             await explain_task(task_id, caller, versions)  # do not ask GitHub without permission
             changes["repository_id"] = await find_repository(update.repository, caller)
             await confirm_caller(request, caller)
-    assignments = [f"{name} = :{name}" for name in changes if name != "completed"]
-    if "completed" in changes:  # false, and only where `status` is not sent
-        del changes["completed"]
-        assignments.append("status = CASE WHEN status = 'completed' THEN 'pending' ELSE status END")
+    not_completed = "status = CASE WHEN status = 'completed' THEN 'pending' ELSE status END"
+    assignments = list_assignments(changes, completed=not_completed)
+    changes.pop("completed", None)  # it is false, and only where `status` is not sent
     sql = f"""
         WITH task AS (
             UPDATE tasks AS task
@@ -2481,7 +2477,7 @@ class RefreshRequest(Body):
     refresh_token: str = Field(max_length=5000)
 
 
-class UserUpdate(Update):
+class UserUpdate(Body):
     model_config = example('{"email": "ada.lovelace@x.org"}', minProperties=1)
     email: Email | MISSING | None = MISSING
     password: Password | MISSING = MISSING
@@ -2736,8 +2732,6 @@ async def update_user(
     is_oneself = user_id == caller.id
     if not caller.is_admin and (not is_oneself or changes.keys() & {"role", "is_active"}):
         raise Refusal(Reason.FORBIDDEN)
-    if not changes:
-        raise invalid("body", msg="Name a field to change")
     old_hash = None
     if "password" in changes:
         if is_oneself:
@@ -2747,7 +2741,7 @@ async def update_user(
             password_hash = await asyncio.to_thread(hasher.hash, changes.pop("password"))
         changes["password_hash"] = password_hash
         await confirm_caller(request, caller)
-    assignments = [f"{name} = :{name}" for name in changes]
+    assignments = list_assignments(changes)
     if "password_hash" in changes or changes.get("is_active") is False:
         assignments.append("password_changed_at = now()")
     # The old password is still the same when the new one is stored.
