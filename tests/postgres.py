@@ -26,7 +26,7 @@ class Server:
         self.url = f"postgresql://postgres@{self.address}/postgres"
 
     def run(self, program: str, *arguments: str) -> None:
-        command = [*AS_NOBODY, f"{PROGRAMS}/{program}", *arguments]
+        command = [*AS_NOBODY, f"{PROGRAMS}/{program}", f"-D{self.folder}", *arguments]
         with tempfile.TemporaryFile() as output:  # not a pipe, which the server would keep open
             code = subprocess.run(  # noqa: S603
                 command, stdout=output, stderr=output, env={"LC_ALL": "C"}, timeout=60
@@ -34,15 +34,9 @@ class Server:
             output.seek(0)
             assert code == 0, output.read().decode()
 
-    def control(self, *arguments: str) -> None:
-        log = self.folder.parent / "log"
-        self.run("pg_ctl", "-w", "-D", str(self.folder), "-l", str(log), *arguments)
-
-    def configure(self, **settings: str) -> None:
-        settings |= {"port": self.port, "listen_addresses": "127.0.0.1"}
-        settings |= {"unix_socket_directories": ""}
-        with (self.folder / "postgresql.auto.conf").open("a") as file:
-            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+    def control(self, *action: str) -> None:
+        options = f"-p {self.port} -h 127.0.0.1 -k ''"
+        self.run("pg_ctl", "-w", f"-l{self.folder}/log", "-o", options, *action)
 
     def signal(self, number: signal.Signals) -> None:
         """To the postmaster first, so that it starts no other process, and to its children."""
@@ -56,9 +50,7 @@ class Server:
         """Make the other one a standby, and acknowledge only what it has from then on."""
         shutil.rmtree(standby.folder)
         source = f"host=127.0.0.1 port={self.port} user=postgres application_name=standby"
-        backup = ["-R", "-c", "fast", "-X", "stream", "-d", source, "-D", str(standby.folder)]
-        self.run("pg_basebackup", *backup)
-        standby.configure()
+        standby.run("pg_basebackup", "-R", "-cfast", "-Xstream", "-d", source)
         standby.control("start")
         query(self.url, "ALTER SYSTEM SET synchronous_standby_names = 'standby'")
         query(self.url, "SELECT pg_reload_conf()")
@@ -69,8 +61,7 @@ def some_server() -> Iterator[Server]:
     """A server that does not run yet."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
         server = Server(Path(root).resolve() / "pg")
-        server.run("initdb", "-D", str(server.folder), *INIT)
-        server.configure()
+        server.run("initdb", *INIT)
         try:
             yield server
         finally:

@@ -9,17 +9,15 @@ import os
 import re
 import secrets
 import shutil
-import signal
-import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,6 @@ from tests.service import (
     ROOT,
     SECRET,
     UNREACHABLE,
-    NewDatabase,
     Person,
     Service,
     at_once,
@@ -41,12 +38,13 @@ from tests.service import (
     created,
     finished,
     free_port,
-    ok,
     refused,
     send_raw,
+    serve,
     sign_up,
     statuses,
     upload,
+    wait_until,
     walk,
 )
 
@@ -80,17 +78,8 @@ def inspect(container: str) -> Any:
     return json.loads(run("docker", "inspect", container))[0]
 
 
-def read_status(container: str) -> dict[str, str]:
-    """What the kernel says of the service's process."""
-    status = run("docker", "exec", container, "cat", "/proc/1/status")
-    return dict(re.findall(r"^(\w+):\s*(.*)$", status, re.MULTILINE))
-
-
 def wait_until_healthy(container: str) -> None:
-    deadline = time.monotonic() + 60
-    while inspect(container)["State"]["Health"]["Status"] != "healthy":
-        assert time.monotonic() < deadline, run("docker", "logs", container)
-        time.sleep(0.2)
+    wait_until(lambda: inspect(container)["State"]["Health"]["Status"] == "healthy", 60)
 
 
 class Stack:
@@ -127,29 +116,22 @@ class Stack:
         self.run_script(START)
         self.service.wait_for(f"{settings.get('ROOT_PATH', '').rstrip('/')}/readyz")
 
-    def find(self, service: str) -> list[str]:
+    def find(self, service: str = "api") -> list[str]:
+        """Its containers."""
         return self.run_script(f"docker compose ps -q {service}").split()
-
-    @property
-    def replicas(self) -> list[str]:
-        return self.find("api")
 
 
 @pytest.fixture(scope="module")
 def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """From a checkout with files that belong into no image, under a umask that leaves others
     nothing."""
-    checkout = tmp_path_factory.mktemp("checkout")
-    for name in ("Dockerfile", ".dockerignore", "compose.yaml", "main.py", "embedded.py"):
-        shutil.copy(ROOT / name, checkout)
-    shutil.copy(ROOT / "schema.sql", checkout)
-    shutil.copytree(ROOT / "deploy", checkout / "deploy")
-    unshipped = shutil.ignore_patterns(".venv", ".*_cache")
-    shutil.copytree(ROOT / "client", checkout / "client", ignore=unshipped)
+    checkout = tmp_path_factory.mktemp("machine") / "checkout"
+    unshipped = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".data", "node_modules")
+    shutil.copytree(ROOT, checkout, ignore=unshipped)
     for name in ("id_rsa", "test_more.py"):
         (checkout / name).write_text(LEAKED)
     for path in checkout.glob("*.*"):
-        path.chmod(0o600)
+        path.chmod(path.stat().st_mode & 0o700)
     stack = Stack(checkout)
     try:
         stack.start()
@@ -175,71 +157,47 @@ def root(stack: Stack) -> Person:
 
 # ---------------------------------------------------------------------------------------- the image
 
-LOOK_AROUND = """
-import json, os
-from importlib.metadata import distributions
-writable = []
-for folder, names, files in os.walk("/"):
-    names[:] = [name for name in names if folder != "/" or name not in ("proc", "sys")]
-    paths = [os.path.join(folder, name) for name in files]
-    found = [folder, *filter(os.path.isfile, paths)]
-    writable += [path for path in found if os.access(path, os.W_OK)]
-pins = [f"{each.name.lower().replace('_', '-')}=={each.version}" for each in distributions()]
-found = {"app": os.listdir("/app"), "pins": pins, "writable": writable}
-print(json.dumps({name: sorted(each) for name, each in found.items()}))
-"""
-STALL = """
-import socket, time
-service = socket.create_connection(("127.0.0.1", 8000))
-service.sendall(REQUEST)
-time.sleep(60)
-"""
-
 
 def ask(line: str, *headers: str, host: str = "x") -> bytes:
     return "\r\n".join([f"{line} HTTP/1.1", f"Host: {host}", *headers, "", ""]).encode("latin-1")
 
 
-def test_the_container_holds_the_service_alone_and_has_no_rights(stack: Stack) -> None:
-    (api,) = stack.replicas
-    found = json.loads(run("docker", "exec", api, "python", "-c", LOOK_AROUND))
-    app = {"__pycache__", "embedded.py", "main.py", "requirements.txt", "schema.sql"}
-    assert set(found["app"]) == app
+STALL = f"""
+import socket, time
+service = socket.create_connection(("127.0.0.1", 8000))
+service.sendall({ask("POST /tasks/", f"X-API-Key: {KEYS[0]}", "Content-Length: 100")!r})
+time.sleep(60)
+"""
+FIND = "find / ( -path /proc -o -path /sys ) -prune -o -writable ( -type d -o -type f ) -print"
+
+
+def test_the_image_holds_the_service_alone_and_has_no_rights(stack: Stack) -> None:
+    (api,) = stack.find()
+    in_api = ("docker", "exec", api)
+    files = ["__pycache__", "embedded.py", "main.py", "requirements.txt", "schema.sql"]
+    assert sorted(run(*in_api, "ls", "-A", "/app").split()) == files
     # The first holds messages in the kernel's memory, no files.
-    assert found["writable"] == ["/dev/mqueue", "/tmp"]  # noqa: S108
-    pins = re.findall(r"^[^#\s]+", (ROOT / "deploy/requirements.txt").read_text(), re.MULTILINE)
-    assert {pin for pin in found["pins"] if not pin.startswith("pip==")} == set(pins)
-    status = read_status(api)
+    assert run(*in_api, *FIND.split()).split() == ["/dev/mqueue", "/tmp"]  # noqa: S108
+    status = dict(re.findall(r"(\w+):\s*(.*)", run(*in_api, "cat", "/proc/1/status")))
     assert [name for name in status if name.startswith("Cap") and int(status[name], 16)] == []
     assert status["NoNewPrivs"] == "1"
-    assert status["Uid"].split() == ["10001"] * 4
-    assert status["Gid"].split() == ["10001"] * 4
+    assert status["Uid"].split() == status["Gid"].split() == ["10001"] * 4
+    (proxy,) = stack.find("proxy")
+    assert inspect(proxy)["NetworkSettings"]["Ports"]["80/tcp"][0]["HostIp"] == "127.0.0.1"
     image = inspect(api)["Image"]
     public = json.dumps(inspect(image)) + run("docker", "history", "--no-trunc", image)
     assert [secret for secret in (LEAKED, SECRET, *KEYS) if secret in public] == []
 
 
 def test_the_container_stops_in_time_while_a_client_stalls(stack: Stack) -> None:
-    (api,) = stack.replicas
-    request = ask("POST /tasks/", f"X-API-Key: {KEYS[0]}", "Content-Length: 100")
-    script = STALL.replace("REQUEST", repr(request))
-    run("docker", "exec", "--detach", api, "python", "-c", script)
+    (api,) = stack.find()
+    run("docker", "exec", "--detach", api, "python", "-c", STALL)
     time.sleep(1)
-    started_at = time.monotonic()
+    begun = time.monotonic()
     run("docker", "stop", api)
-    assert 5 < time.monotonic() - started_at < 15
+    assert 5 < time.monotonic() - begun < 15
     assert inspect(api)["State"]["ExitCode"] == 0, run("docker", "logs", api)
     stack.start()
-
-
-def test_the_service_restarts_without_its_database(stack: Stack, root: Person) -> None:
-    project = create_project(root)
-    stack.run_script("docker compose stop db && docker compose restart api")
-    stack.service.wait_for("/livez")
-    refused(root.get("/readyz"), 503)
-    stack.run_script("docker compose start db")
-    stack.service.wait_for()
-    assert ok(root.get(f"/projects/{project['id']}")) == project
 
 
 def test_the_tests_have_a_postgresql_in_a_container(postgres_url: str) -> None:
@@ -250,21 +208,10 @@ def test_the_tests_have_a_postgresql_in_a_container(postgres_url: str) -> None:
 # ------------------------------------------------------------------------------------ through nginx
 
 
-def test_nginx_is_published_on_this_machine_unless_bind_says_otherwise(stack: Stack) -> None:
-    def find_addresses() -> set[str]:
-        (proxy,) = stack.find("proxy")
-        return {each["HostIp"] for each in inspect(proxy)["NetworkSettings"]["Ports"]["80/tcp"]}
-
-    assert find_addresses() == {"127.0.0.1"}
-    stack.start(BIND="0.0.0.0")  # noqa: S104
-    assert "0.0.0.0" in find_addresses()  # noqa: S104
-
-
 def test_the_features_work_from_outside(stack: Stack) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_main.py"]
     report = run(*command, env=os.environ | {"TEST_SERVICE_URL": stack.service.url})
-    print(report.strip().splitlines()[-1])
-    assert int(re.findall(r"(\d+) passed", report)[0]) > 80
+    assert " passed" in report
 
 
 def test_a_file_of_almost_64_mib_goes_in_and_out(root: Person) -> None:
@@ -272,58 +219,34 @@ def test_a_file_of_almost_64_mib_goes_in_and_out(root: Person) -> None:
     rows = [f"{number},Row {row},{'x' * 9900}" for row in range(6500)]
     content = "\n".join(["project_id,title,description", *rows])
     assert 60 * 2**20 < len(content) < 64 * 2**20
-    found = finished(root, upload(root, content), 60)
-    assert found["state"] == "done"
-    assert found["rows_inserted"] == 6500
-    assert found["rows_rejected"] == 0
+    assert finished(root, upload(root, content), 60)["rows_inserted"] == 6500
     exported = root.get(f"/projects/{number}/tasks/export").text.splitlines()[1:]
     assert [line[: len(row)] for line, row in zip(exported, rows, strict=True)] == rows
 
 
-MALFORMED = {
-    "no_http": (400, b"What?\r\n\r\n"),
-    "host": (400, ask("GET /", host="a b")),
-    "raw_byte_in_path": (400, ask("GET /t\xe4sks/")),
-    "raw_byte_in_query": (400, ask("GET /tasks/?q=\xff")),
-    "long_path": (414, ask(f"GET /{'a' * 9000}")),
-    "long_headers": (431, ask("GET /", f"X: {'a' * 40_000}")),
-    "trace": (501, ask("TRACE /")),
-    "coding": (501, ask("POST /tasks/", "Transfer-Encoding: gzip")),
-    "version": (505, b"GET / HTTP/3.0\r\nHost: x\r\n\r\n"),
-}
-LARGEST_BODIES = {
-    "/projects/": 256 * 1024,
-    "/x/upload/csv": 256 * 1024,
-    "/upload/csv/x": 256 * 1024,
-    "/auth/login": 16 * 1024,
-    "/api/v1/auth/token/": 16 * 1024,
-    "/upload/csv": 65 * 1024 * 1024,
-    "/api/v1/upload/csv/": 65 * 1024 * 1024,
+REFUSED_BY_NGINX = {
+    "no_http": (b"What?\r\n\r\n", 400),
+    "raw_byte_in_path": (ask("GET /t\xe4sks/"), 400),
+    "long_headers": (ask("GET /", f"X: {'a' * 40_000}"), 431),
+    "trace": (ask("TRACE /"), 501),
+    "body": (ask("POST /projects/", "Content-Length: 262145"), 413),
+    "login": (ask("POST /api/v1/auth/login", "Content-Length: 16385"), 413),
+    "file": (ask("POST /api/v1/upload/csv/", "Content-Length: 68157441"), 413),
+    "no_file": (ask("POST /x/upload/csv", "Content-Length: 262145"), 413),
 }
 
 
-def check_refusal(stack: Stack, request: bytes, status: int, code: str) -> None:
-    found, headers, body = send_raw(stack.service, request)
+@pytest.mark.parametrize(("text", "status"), REFUSED_BY_NGINX.values(), ids=REFUSED_BY_NGINX)
+def test_nginx_refuses_with_problems_too(stack: Stack, text: bytes, status: int) -> None:
+    found, headers, body = send_raw(stack.service, text)
+    code = "body_too_large" if status == 413 else "malformed_request"
     refused(httpx.Response(found, headers=headers, content=body), status, code=code)
 
 
-@pytest.mark.parametrize(("status", "request_text"), MALFORMED.values(), ids=MALFORMED)
-def test_nginx_refuses_what_is_malformed(stack: Stack, status: int, request_text: bytes) -> None:
-    check_refusal(stack, request_text, status, "malformed_request")
-
-
-@pytest.mark.parametrize(("path", "size"), LARGEST_BODIES.items())
-def test_nginx_refuses_a_body_over_the_limit_of_its_path(
-    stack: Stack, path: str, size: int
-) -> None:
-    request = ask(f"POST {path}", f"Content-Length: {size + 1}")
-    check_refusal(stack, request, 413, "body_too_large")
-
-
-@pytest.mark.parametrize("path", ["/projects/", "/auth/login"])
-def test_a_body_of_the_limit_reaches_the_service(root: Person, path: str) -> None:
-    body, kind = b" " * LARGEST_BODIES[path], {"Content-Type": "application/json"}
-    refused(root.post(path, content=body, headers=kind), 400, code="invalid_input")
+def test_nginx_keeps_nothing_of_a_file_for_the_service_to_refuse(stack: Stack) -> None:
+    kind = "Content-Type: multipart/form-data; boundary=B"
+    stalled = ask("POST /upload/csv", kind, "Content-Length: 40000000") + b"x" * 1_000_000
+    assert send_raw(stack.service, stalled)[0] == 401
 
 
 def test_the_refusal_of_a_large_body_arrives(root: Person) -> None:
@@ -336,57 +259,12 @@ def test_the_refusal_of_a_large_body_arrives(root: Person) -> None:
         refused(stranger.post("/tasks/", json={"title": "x" * 250_000}), 401)
 
 
-def measure_kept_bodies(proxy: str) -> int:
-    """Bytes in the files that nginx has open; their names are gone already."""
-    processes = run("docker", "exec", proxy, "sh", "-c", "cat /proc/[0-9]*/status")
-    worker_user = max(re.findall(r"^Uid:\s+(\d+)", processes, re.MULTILINE), key=int)
-    script = "stat -L -c '%F:%s' /proc/[0-9]*/fd/* 2>/dev/null || true"
-    files = run("docker", "exec", "--user", worker_user, proxy, "sh", "-c", script)
-    return sum(map(int, re.findall(r"^regular file:(\d+)", files, re.MULTILINE)))
-
-
-@pytest.mark.parametrize(
-    ("path", "size", "kept"),
-    [
-        ("/upload/csv", 40_000_000, 0),
-        ("/x/upload/csv", 40_000_000, 0),
-        ("/tasks/", 250_000, 6 * 250_000),
-    ],
-)
-def test_of_what_a_stranger_uploads_and_stalls_nginx_keeps_little(
-    stack: Stack, path: str, size: int, kept: int
-) -> None:
-    (proxy,) = stack.find("proxy")
-    kind = "Content-Type: multipart/form-data; boundary=B"
-    with ExitStack() as connections:
-        for _ in range(6):
-            stalled = connections.enter_context(stack.service.connect())
-            stalled.sendall(ask(f"POST {path}", kind, f"Content-Length: {size + 1}"))
-            stalled.sendall(b"x" * size)
-        time.sleep(1)
-        found = measure_kept_bodies(proxy)
-    assert kept * 0.9 <= found <= kept
-
-
-def test_one_address_has_a_hundred_requests_at_a_time(stack: Stack, root: Person) -> None:
-    with ExitStack() as connections:
-        for _ in range(100):
-            stalled = connections.enter_context(stack.service.connect())
-            stalled.sendall(ask("POST /tasks/", "Content-Length: 1"))
-        time.sleep(1)
-        refused(root.get("/livez"), 429, code="too_many_requests")
-    stack.service.wait_for("/livez")
-
-
 def try_to_refresh(by: httpx.Client, addresses: list[str]) -> dict[int, int]:
     """The statuses of sign-ins that claim to come from these addresses, all at once."""
-
-    def refresh(address: str) -> httpx.Response:
-        return by.post(
-            "/auth/refresh", json={"refresh_token": "x"}, headers={"X-Forwarded-For": address}
-        )
-
-    answers = at_once(*[lambda each=each: refresh(each) for each in addresses])
+    token = {"refresh_token": "x"}
+    claims = [{"X-Forwarded-For": address} for address in addresses]
+    acts = [partial(by.post, "/auth/refresh", json=token, headers=claim) for claim in claims]
+    answers = at_once(*acts)
     for answer in answers:
         if answer.status_code == 429:
             refused(answer, 429, code="too_many_requests")
@@ -396,32 +274,6 @@ def try_to_refresh(by: httpx.Client, addresses: list[str]) -> dict[int, int]:
 def test_an_address_that_signs_in_without_end_is_limited(root: Person) -> None:
     claims = [f"203.0.113.{number}" for number in range(90)]
     assert try_to_refresh(root, claims).keys() == {401, 429}
-
-
-def test_slow_readers_of_large_pages_cost_the_service_no_memory(stack: Stack, root: Person) -> None:
-    (api,) = stack.replicas
-    path = f"/projects/{create_project(root)['id']}/tasks/"
-    for _ in range(200):
-        ok(root.post(path, json={"title": "T", "description": "\x01" * 4_000}), 201)
-    size = len(root.get(f"{path}?limit=200").content) // 2**20
-    assert size >= 4
-    resident = [read_status(api)["VmRSS"]]
-    with ExitStack() as connections:
-        readers = []
-        for _ in range(60):
-            reader = connections.enter_context(stack.service.connect())
-            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            reader.sendall(ask(f"GET {path}?limit=200", f"X-API-Key: {KEYS[0]}"))
-            start = reader.recv(1000)
-            assert start.startswith(b"HTTP/1.1 200 OK"), start
-            readers.append(reader)
-        for _ in range(5):
-            time.sleep(1)
-            resident.append(read_status(api)["VmRSS"])
-            assert all(reader.recv(1024) for reader in readers)
-    print(f"memory of the worker before and while 60 clients read {size} MiB slowly: {resident}")
-    before, *meanwhile = [int(value.removesuffix(" kB")) // 1024 for value in resident]
-    assert max(meanwhile) < before + 60 * size / 4
 
 
 # ------------------------------------------------------------------------------ killed and replaced
@@ -446,7 +298,7 @@ def requests_without_end(threads: int, request: Callable[[str], None]) -> Iterat
 
 
 def test_nothing_was_stored_that_a_client_is_told_to_retry(stack: Stack, root: Person) -> None:
-    (api,) = stack.replicas
+    (api,) = stack.find()
     answers: dict[str, httpx.Response] = {}
     path = f"/projects/{create_project(root)['id']}/tasks/"
 
@@ -459,38 +311,24 @@ def test_nothing_was_stored_that_a_client_is_told_to_retry(stack: Stack, root: P
         time.sleep(1)
         run("docker", "start", api)
         stack.service.wait_for()
-    stored = sorted(task["title"] for task in walk(root, path))
-    found = {
-        status: {title for title, answer in answers.items() if answer.status_code == status}
-        for status in (201, 502, 503)
-    }
-    lost = found[502].intersection(stored)
-    print(f"killed: {statuses(list(answers.values()))}; {len(lost)} stored without an answer")
-    assert statuses(list(answers.values())).keys() <= found.keys()
-    assert found[201] != set() != found[503]
-    assert sorted(found[201] | lost) == stored
-    for title in found[502]:
-        body = refused(answers[title], 502, code="no_answer")
-        assert "may or may not have been carried out" in body["detail"]
-        assert "Retry-After" not in answers[title].headers
-    for title in found[503]:
-        if "X-Content-Type-Options" not in answers[title].headers:  # nginx's own
-            refused(answers[title], 503, code="unavailable")
+    stored = {task["title"] for task in walk(root, path)}
+    found = statuses(list(answers.values()))
+    print(f"killed: {found}")
+    assert found.keys() == {201, 502, 503}
+    for title, answer in answers.items():
+        if answer.status_code == 502:
+            body = refused(answer, 502, code="no_answer")
+            assert "may or may not have been carried out" in body["detail"]
+            assert "Retry-After" not in answer.headers
+        else:
+            assert answer.is_success == (title in stored), answer.text
+        if answer.status_code == 503 and "X-Content-Type-Options" not in answer.headers:
+            refused(answer, 503, code="unavailable")  # nginx's own
 
 
-def test_two_replicas_share_the_load_and_lose_no_request_when_replaced(
-    stack: Stack, root: Person
-) -> None:
+def test_two_replicas_lose_no_request_when_replaced(stack: Stack, root: Person) -> None:
     stack.start(REPLICAS="2")
-    for number in range(200):
-        ok(root.get("/livez", headers={"X-Request-ID": f"shared-{number}"}))
-    log = stack.run_script("docker compose logs proxy")
-    shares = Counter(re.findall(r"(\S+) \[shared-", log))
-    assert shares.total() == 200
-    assert len(shares) == 2
-    assert min(shares.values()) > 50
-
-    first, answers, titles = stack.replicas, list[httpx.Response](), list[str]()
+    first, answers, titles = stack.find(), list[httpx.Response](), list[str]()
     path = f"/projects/{create_project(root)['id']}/tasks/"
 
     def create_change_and_read(title: str) -> None:
@@ -501,13 +339,13 @@ def test_two_replicas_share_the_load_and_lose_no_request_when_replaced(
 
     with requests_without_end(4, create_change_and_read):
         stack.run_script(REPLACE)
-        for replica in stack.replicas:
+        for replica in stack.find():
             run("docker", "restart", replica)
             wait_until_healthy(replica)
         while len(answers) < 1000:
             time.sleep(0.1)
     print(f"replaced and restarted: {statuses(answers)}")
-    assert set(stack.replicas).isdisjoint(first)
+    assert set(stack.find()).isdisjoint(first)
     assert [answer.text for answer in answers if not answer.is_success] == []
     assert statuses(answers) == {200: 2 * len(titles), 201: len(titles)}
     assert sorted(task["title"] for task in walk(root, path)) == sorted(titles)
@@ -521,27 +359,19 @@ def test_a_prefix_and_a_generated_key_need_no_other_file(stack: Stack) -> None:
     (key,) = re.findall(r"X-API-Key: (\S+)$", stack.run_script(SHOW_KEY), re.MULTILINE)
     for base in ("/pm", "/pm/api/v1"):
         root = Service(f"{stack.service.url}{base}").client(X_API_Key=key)
-        task = created(root, root.post("/tasks/", json={"title": "T"}))
-        inbox = task["project_id"]
-        content = f"project_id,title\n{inbox},T\n"
-        assert finished(root, upload(root, content))["rows_inserted"] == 1
+        for _ in range(2):
+            created(root, root.post("/tasks/", json={"title": "T"}))
         page = root.get("/tasks?limit=1")
         assert page.links["next"]["url"].startswith(f"{stack.service.url}{base}/tasks?")
-        assert len(walk(root, f"/projects/{inbox}/tasks?limit=1")) >= 2
-    nobody = stack.service.client()
     for path in ("/pmtasks/", "/tasks/", "/auth/login", "/pm/pm/auth/login"):
-        refused(nobody.post(path, json={}), 404)
-    assert ok(nobody.get("/pm/openapi.json"))["servers"][0] == {"url": "/pm"}
-    assert nobody.get("/pm").headers["Location"].endswith("/pm/docs")
-    for docs in ("/pm/docs", "/pm/redoc"):
-        text = nobody.get(docs).text
-        loaded = re.findall(r"""(?:src|href|spec-url|url)\s*[=:]\s*["']([^"'#]+)["']""", text)
-        assert loaded != []
-        for path in loaded:
-            assert path.startswith("/pm/")
-            assert nobody.get(path).status_code == 200
+        refused(stack.service.client().post(path, json={}), 404)
 
 
+CERTIFICATES = "/etc/letsencrypt/live/tasks.example.org"
+MAKE_CERTIFICATE = """
+openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=tasks.example.org \\
+    -addext subjectAltName=IP:127.0.0.1 -keyout privkey.pem -out fullchain.pem
+"""
 WEBSOCKET = {
     "Connection": "Upgrade",
     "Upgrade": "websocket",
@@ -551,44 +381,20 @@ WEBSOCKET = {
 
 
 @contextmanager
-def nginx_with_tls(folder: Path, inner: str) -> Iterator[httpx.Client]:
-    """The nginx of docs/deploy.md in front of `inner`, and a client that asks it as the admin.
-
-    It has `folder`/conf.d as /etc/nginx/conf.d.
-    """
-    http, https = free_port(), free_port()
-    conf = TLS.replace("listen 80;", f"listen 127.0.0.1:{http};").replace("127.0.0.1:8000", inner)
-    conf = conf.replace("listen 443 ssl;", f"listen 127.0.0.1:{https} ssl;")
-    (folder / "conf.d/tls.conf").write_text(conf)
-    key, certificate = str(folder / "privkey.pem"), str(folder / "fullchain.pem")
-    subject = "-subj /CN=tasks.example.org -addext subjectAltName=IP:127.0.0.1"
-    options = f"-x509 -newkey rsa:2048 -nodes -days 1 {subject}".split()
-    run("openssl", "req", *options, "-keyout", key, "-out", certificate)
-    mounts = [
-        f"--volume={folder}/conf.d:/etc/nginx/conf.d",
-        f"--volume={folder}:/etc/letsencrypt/live/tasks.example.org",
-    ]
-    nginx = run("docker", "run", "--detach", "--network=host", *mounts, "nginx:1").strip()
+def nginx(folder: Path) -> Iterator[None]:
+    """One that has the folder's configuration and certificate, on the network of this machine."""
+    mounts = [f"--volume={folder}:{path}" for path in ("/etc/nginx/conf.d", CERTIFICATES)]
+    container = run("docker", "run", "--detach", "--network=host", *mounts, "nginx:1").strip()
     try:
-        Service(f"http://127.0.0.1:{http}").wait_for("/", 308)
-        redirect = httpx.get(f"http://127.0.0.1:{http}/pm/tasks/?limit=1")
-        assert redirect.headers["Location"] == "https://tasks.example.org/pm/tasks/?limit=1"
-        with httpx.Client(
-            base_url=f"https://127.0.0.1:{https}/pm/",
-            headers={"X-API-Key": KEYS[0]},
-            verify=ssl.create_default_context(cafile=certificate),
-            trust_env=False,
-        ) as client:
-            yield client
+        yield
     finally:
-        run("docker", "rm", "--force", "--volumes", nginx)
+        run("docker", "rm", "--force", "--volumes", container)
 
 
 def check_links_and_limits(root: httpx.Client) -> None:
     answer = root.post("tasks/", json={"title": "T"})
     task = created(root, answer)
     assert answer.headers["Location"] == f"{root.base_url}tasks/{task['id']}"
-    assert answer.headers["Strict-Transport-Security"] == "max-age=300"
     content = f"project_id,title\n{task['project_id']},T\n"
     assert finished(root, upload(root, content))["rows_inserted"] == 1
     refused(root.post("tasks/", content=b"x" * 300_000), 413, code="body_too_large")
@@ -597,17 +403,33 @@ def check_links_and_limits(root: httpx.Client) -> None:
 
 
 def test_a_proxy_with_tls_in_front_is_believed(stack: Stack, tmp_path: Path) -> None:
-    trusted = f"{stack.subnet}.1"
-    stack.start(ROOT_PATH="/pm/", TRUSTED_PROXY=trusted, COMPOSE_PROFILES="client")
+    settings = {"TRUSTED_PROXY": f"{stack.subnet}.1", "COMPOSE_PROFILES": "client"}
+    stack.start(ROOT_PATH="/pm/", **settings)
     (client,) = stack.find("client")
     wait_until_healthy(client)
-    (tmp_path / "conf.d").mkdir()
-    with nginx_with_tls(tmp_path, stack.service.url.removeprefix("http://")) as root:
-        check_links_and_limits(root)
-        assert root.get("client").headers["Location"] == f"{root.base_url}client/"
-        assert "<title>Streamlit" in root.get("client/").text
-        with root.stream("GET", "client/_stcore/stream", headers=WEBSOCKET) as answer:
-            assert answer.status_code == 101
+    http, https = free_port(), free_port()
+    conf = TLS.replace("listen 80;", f"listen 127.0.0.1:{http};")
+    conf = conf.replace("listen 443 ssl;", f"listen 127.0.0.1:{https} ssl;")
+    conf = conf.replace("127.0.0.1:8000", stack.service.url.removeprefix("http://"))
+    (tmp_path / "tls.conf").write_text(conf)
+    run("bash", "-euc", MAKE_CERTIFICATE, cwd=tmp_path)
+    with nginx(tmp_path):
+        Service(f"http://127.0.0.1:{http}").wait_for("/", 308)
+        redirect = httpx.get(f"http://127.0.0.1:{http}/pm/tasks/?limit=1")
+        assert redirect.headers["Location"] == "https://tasks.example.org/pm/tasks/?limit=1"
+        with httpx.Client(
+            base_url=f"https://127.0.0.1:{https}/pm/",
+            headers={"X-API-Key": KEYS[0]},
+            verify=ssl.create_default_context(cafile=tmp_path / "fullchain.pem"),
+            trust_env=False,
+        ) as root:
+            check_links_and_limits(root)
+            answer = root.get("client")
+            assert answer.headers["Location"] == f"{root.base_url}client/"
+            assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
+            assert "<title>Streamlit" in root.get("client/").text
+            with root.stream("GET", "client/_stcore/stream", headers=WEBSOCKET) as answer:
+                assert answer.status_code == 101
     direct = Service(f"{stack.service.url}/pm").client()
     one_network = [f"2001:db8:0:1::{number:x}" for number in range(90)]
     assert try_to_refresh(direct, one_network).keys() == {401, 429}
@@ -615,39 +437,21 @@ def test_a_proxy_with_tls_in_front_is_believed(stack: Stack, tmp_path: Path) -> 
     assert try_to_refresh(direct, networks) == {401: 90}
 
 
-def test_it_runs_without_containers(new_database: NewDatabase, tmp_path: Path) -> None:
-    unit = (ROOT / "deploy/projects.service").read_text()
-    unit = unit.replace("/opt/projects/.venv/bin", str(Path(sys.executable).parent))
-    unit = unit.replace("/opt/projects", str(ROOT))
-    (tmp_path / "projects.service").write_text(unit)
-    if shutil.which("systemd-analyze"):
-        assert run("systemd-analyze", "verify", str(tmp_path / "projects.service")) == ""
-    (command,) = re.findall(r"^ExecStart=(.+)$", unit.replace("\\\n", ""), re.MULTILINE)
-
-    inner, port = free_port(), free_port()
+def test_it_runs_without_containers(database_url: str, tmp_path: Path) -> None:
+    unit = (ROOT / "deploy/projects.service").read_text().replace("\\\n", "")
+    (options,) = re.findall(r"^ExecStart=\S+/uvicorn main:app (.+)", unit, re.MULTILINE)
     script = "\n".join(line for line in INSTALL.splitlines() if "not tested" not in line)
-    for old, new in {
-        "/etc/nginx/conf.d": str(tmp_path / "conf.d"),
-        "127.0.0.1:8001": f"127.0.0.1:{port}",
-        "127.0.0.1:8000": f"unix:/etc/nginx/conf.d/socket; listen 127.0.0.1:{inner}",
-    }.items():
-        assert old in script
-        script = script.replace(old, new)
-    (tmp_path / "conf.d").mkdir()
-    run("bash", "-euc", script)
-
-    with new_database() as url:
-        settings = {"DATABASE_URL": url, "API_KEY": KEYS[0], "UVICORN_PORT": port}
-        environment = ENVIRONMENT | settings | {"UVICORN_ROOT_PATH": "/pm"}
-        service = subprocess.Popen(command.split(), cwd=ROOT, env=environment)  # noqa: S603
-        try:
-            Service(f"http://127.0.0.1:{port}").wait_for()
-            with nginx_with_tls(tmp_path, f"127.0.0.1:{inner}") as root:
-                check_links_and_limits(root)
-                # Who comes by a unix socket has no address that could be limited.
-                by_socket = httpx.HTTPTransport(uds=str(tmp_path / "conf.d/socket"))
-                with httpx.Client(transport=by_socket, base_url="http://x/pm") as local:
-                    assert try_to_refresh(local, [""] * 90) == {401: 90}
-        finally:
-            service.terminate()
-            assert service.wait(15) in (0, -signal.SIGTERM)
+    settings = {"DATABASE_URL": database_url, "UVICORN_ROOT_PATH": "/pm"}
+    with serve(*options.split(), **settings) as own:  # type: ignore[arg-type]
+        service = Service(f"http://127.0.0.1:{free_port()}/pm")
+        for old, new in {
+            "127.0.0.1:8001": own.url.removeprefix("http://"),
+            "127.0.0.1:8000": httpx.URL(service.url).netloc.decode(),
+            "/etc/nginx/conf.d": str(tmp_path),
+        }.items():
+            assert old in script
+            script = script.replace(old, new)
+        run("bash", "-euc", script)
+        with nginx(tmp_path):
+            service.wait_for()
+            check_links_and_limits(service.client(X_API_Key=KEYS[0]))

@@ -56,19 +56,18 @@ def test_eight_workers_start_at_once_on_an_empty_database_and_share_their_secret
         (key,) = set(pattern.findall(own.log_text()))
         admin = own.client(X_API_Key=key, Connection="close")
         assert statuses([admin.get("/projects/") for _ in range(24)]) == {200: 24}
-        tokens = sign_up(admin).tokens
+        person = sign_up(admin)
+        person.headers["Connection"] = "close"
+        assert statuses([person.get("/auth/me") for _ in range(24)]) == {200: 24}
         assert not re.search("error|warn|unavailable", own.log_text(), re.IGNORECASE)
-    with serve(**settings) as later:
-        person = later.client(Authorization=f"Bearer {tokens['access_token']}")
-        assert ok(person.get("/auth/me")) == tokens["user"]
-        assert ok(later.client(X_API_Key=key).get("/users/2")) == tokens["user"]
 
 
 # ------------------------------------------------------------------------------------- the database
 
 
-def expect_unavailable(service: Service) -> None:
-    """Whatever needs the database is a 503 in time; nothing else waits for it."""
+def expect_unavailable(service: Service, cause: str) -> None:
+    """Whatever needs the database is a 503 in time; nothing else waits for it. The log says why,
+    once per cause."""
     admin, wrong = service.client(X_API_Key=KEYS[0]), service.client(X_API_Key="wrong")
     acts = [partial(admin.get, path) for path in ("/readyz", "/health", "/users/", "/tasks/1")] * 5
     acts += [partial(admin.post, "/projects/", json={"name": "N"}), partial(log_in, wrong, "a")] * 2
@@ -80,37 +79,37 @@ def expect_unavailable(service: Service) -> None:
     answer = wrong.get("/projects/")
     refused(answer, 401)
     assert answer.elapsed.total_seconds() < 0.5, "a bad key does not reach the database"
+    address = urlsplit(service.database_url).netloc.rpartition("@")[2]
+    pattern = rf"The database at {address} is unavailable \((.*)\)"
+    causes = re.findall(pattern, service.log_text())
+    assert any(cause in each for each in causes)
+    assert sorted(set(causes)) == sorted(causes)
+    assert MARKER not in service.log_text()
 
 
-@pytest.mark.parametrize("hangs", [False, True])
-def test_a_database_may_come_later_hang_and_go(hangs: bool) -> None:
+def test_a_database_may_come_later_hang_and_go() -> None:
     password = quote(f"{MARKER}{string.punctuation} ü{MARKER}", safe="")
     with some_server() as server:
-        if hangs:
-            server.control("start")
-            server.signal(signal.SIGSTOP)
-        url = server.url.replace("@", f":{password}@")
-        outage = re.compile(rf"The database at {server.address} is unavailable \((.*)\)")
-        with serve(wait=False, DATABASE_URL=url) as own, own.client(X_API_Key=KEYS[0]) as admin:
+        settings: Any = {"DATABASE_URL": server.url.replace("@", f":{password}@"), "wait": False}
+        with serve(**settings) as own, own.client(X_API_Key=KEYS[0]) as admin:
             own.wait_for("/livez", seconds=10)
-            expect_unavailable(own)
-            (cause,) = outage.findall(own.log_text())
-            assert ("Timeout" if hangs else "refused") in cause
-            server.signal(signal.SIGCONT) if hangs else server.control("start")
+            expect_unavailable(own, "refused")
+            server.control("start")
             own.wait_for(seconds=5)
             path = admin.post("/projects/", json={"name": "N"}).headers["Location"]
             server.signal(signal.SIGSTOP)
-            expect_unavailable(own)
-            server.signal(signal.SIGCONT)
-            own.wait_for(seconds=5)
+            with serve(**settings) as started_meanwhile:
+                expect_unavailable(own, "Timeout")
+                started_meanwhile.wait_for("/livez", seconds=10)
+                expect_unavailable(started_meanwhile, "Timeout")
+                server.signal(signal.SIGCONT)
+                own.wait_for(seconds=5)
+                started_meanwhile.wait_for(seconds=5)
             server.control("stop", "-m", "immediate")
-            expect_unavailable(own)
+            expect_unavailable(own, "refused")
             server.control("start")
             own.wait_for(seconds=5)
             assert ok(admin.get(path))["name"] == "N"
-            causes = outage.findall(own.log_text())
-            assert sorted(set(causes)) == sorted(causes)
-            assert MARKER not in own.log_text()
 
 
 def test_a_statement_of_the_schema_that_fails_is_logged_with_its_text(
@@ -137,13 +136,10 @@ WRONG_FILES = {
     "utf-8-sig": f"ADMIN_PASSWORD={MARKER}",
     "ascii": f"ADMIN_USERNAME=Service ADMIN_PASSWORD={MARKER}",
     "utf-16": ".env=",
-    "latin-1": ".env=ü",
 }
 
 
-def test_what_is_wrong_stops_the_start_with_one_line(
-    tmp_path: Path, subtests: pytest.Subtests
-) -> None:
+def test_what_is_wrong_stops_the_start_with_one_line(tmp_path: Path) -> None:
     started = {}
     for encoding, text in WRONG_FILES.items():
         folder = tmp_path / encoding
@@ -151,13 +147,12 @@ def test_what_is_wrong_stops_the_start_with_one_line(
         (folder / ".env").write_text("\n".join(text.split()), encoding)
         started[encoding] = launch(folder, API_KEY="", GITHUB_API_BASE="")
     for encoding, own in started.items():
-        with subtests.test(encoding):
-            assert own.process
-            assert own.process.wait(60) == 1
-            (line,) = own.log_text().splitlines()
-            names = [word.partition("=")[0] for word in WRONG_FILES[encoding].split()]
-            assert [name for name in names if name not in line] == []
-            assert MARKER not in line
+        assert own.process
+        assert own.process.wait(60) == 1, encoding
+        (line,) = own.log_text().splitlines()
+        names = [word.partition("=")[0] for word in WRONG_FILES[encoding].split()]
+        assert [name for name in names if name not in line] == []
+        assert MARKER not in line
 
 
 @pytest.mark.parametrize("character", f"{string.punctuation} ü\t\n")
@@ -172,64 +167,51 @@ def test_a_password_is_taken_as_it_stands_or_refused_without_a_part_of_it(charac
 
 
 def test_python_main_py_is_uvicorn_with_its_variables(database_url: str, tmp_path: Path) -> None:
-    port, log = free_port(), tmp_path / "log"
-    variables = {"DATABASE_URL": database_url, "API_KEY": KEYS[0]}
-    variables |= {"UVICORN_PORT": port, "UVICORN_ROOT_PATH": "/pm/"}
+    variables = {"DATABASE_URL": database_url, "UVICORN_PORT": free_port()}
     command = [sys.executable, str(ROOT / "main.py")]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=sink, stderr=sink)  # noqa: S603
-    own = Service(f"http://127.0.0.1:{port}", log, database_url, process)
-    try:
-        own.wait_for()
-        answer = own.client(X_API_Key=KEYS[0]).post("/projects/", json={"name": "N"})
-        assert answer.headers["Location"] == f"{own.url}/pm/projects/{ok(answer, 201)['id']}"
-    finally:
-        assert own.terminate() in (0, -signal.SIGTERM), own.log_text()
+    with subprocess.Popen(command, cwd=tmp_path, env=variables) as process:  # noqa: S603
+        Service(f"http://127.0.0.1:{variables['UVICORN_PORT']}").wait_for()
+        process.terminate()
+    assert process.returncode in (0, -signal.SIGTERM)
 
 
 # ------------------------------------------------------------------------------------------ signals
 
-INSERTS = """
+WAITING = """
     SELECT pid FROM pg_stat_activity
-    WHERE state = 'active' AND query LIKE '%INSERT INTO tasks (project_id, created_by%'
-      AND datname = current_database() AND pid <> pg_backend_pid()
+    WHERE wait_event_type = 'Lock' AND datname = current_database()
 """
-REQUEST = (
-    "POST /projects/{}/tasks/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    f"Content-Length: 17\r\nX-API-Key: {KEYS[0]}\r\n\r\n"
-)
 
 
 def test_sigterm_ends_what_runs_and_waits_for_no_client_that_hangs(database_url: str) -> None:
-    serving = serve(tracebacks=True, DATABASE_URL=database_url)  # uvicorn logs what it cancels
+    serving = serve("--timeout-graceful-shutdown", "2", DATABASE_URL=database_url, tracebacks=True)
     with serving as own, own.client(X_API_Key=KEYS[0]) as admin, ThreadPoolExecutor(3) as pool:
-        project_id = create_project(admin)["id"]
-        rows = "".join(f"{project_id},Row {number}\n" for number in range(20_000))
-        upload_id = ok(upload(admin, f"project_id,title\n{rows}"), 202)["id"]
-        hung, slow = own.connect(), own.connect(20)
-        for wire in (hung, slow):
-            wire.sendall(REQUEST.format(project_id).encode() + b'{"title"')
-        with held(database_url, f"SELECT FROM projects WHERE id = {project_id} FOR UPDATE"):
-            act = partial(admin.post, f"/projects/{project_id}/tasks/", json={"title": "Waits"})
-            waiting = [pool.submit(act) for _ in range(3)]
-            wait_until(lambda: len(query(database_url, INSERTS)) == 3)
-            assert own.process
-            own.process.send_signal(signal.SIGTERM)
-            begun = time.monotonic()
-            time.sleep(0.7)
-        with pytest.raises(OSError):  # noqa: PT011
-            own.connect(1).recv(1)
-        slow.sendall(b': "Slow"}')
-        assert slow.recv(1000).startswith(b"HTTP/1.1 201")
-        assert {answer.result().status_code for answer in waiting} == {201}
-        own.process.wait(20)
-        assert time.monotonic() - begun < 15
+        assert own.process
+        used, imported = (create_project(admin)["id"] for _ in range(2))
+        lock = "SELECT FROM projects WHERE id = {} FOR UPDATE"
+        hung = own.connect()
+        hung.sendall(b"POST /tasks/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        with held(database_url, lock.format(imported)):
+            ok(upload(admin, f"project_id,title\n{imported},Imported\n"), 202)
+            with held(database_url, lock.format(used)):
+                act = partial(admin.post, f"/projects/{used}/tasks/", json={"title": "In flight"})
+                answers = [pool.submit(act) for _ in range(3)]
+                wait_until(lambda: len(query(database_url, WAITING)) == 4)
+                own.process.send_signal(signal.SIGTERM)
+                begun = time.monotonic()
+                time.sleep(0.5)
+            with pytest.raises(OSError):  # noqa: PT011
+                own.connect(1).recv(1)
+            for answer in answers:
+                ok(answer.result(), 201)
+            own.process.wait(10)
+            assert time.monotonic() - begun < 7, "2 s for requests, 5 s for the rest"
         hung.close()
-    with serve(DATABASE_URL=database_url) as later, later.client(X_API_Key=KEYS[0]) as admin:
-        wait_until(lambda: ok(admin.get(f"/uploads/{upload_id}"))["state"] == "done")
-    titles = [title for (title,) in query(database_url, "SELECT title FROM tasks")]
-    assert len({title for title in titles if title.startswith("Row")}) == 20_000
-    assert sorted(titles)[20_000:] == ["Slow", "Waits", "Waits", "Waits"]
+    titles = "SELECT title FROM tasks"
+    assert query(database_url, titles) == [("In flight",)] * 3
+    with serve(DATABASE_URL=database_url):
+        wait_until(lambda: ("Imported",) in query(database_url, titles))
+    assert sorted(query(database_url, titles)) == [("Imported",), *[("In flight",)] * 3]
 
 
 # ---------------------------------------------------------------------------------------- telemetry
@@ -251,16 +233,16 @@ def test_a_collector_gets_traces_and_metrics_without_secrets(database_url: str) 
     with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-        settings = {"DATABASE_URL": database_url, "OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
-        settings |= {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_SERVICE_NAME": "projects"}
-        with serve(**settings) as own:  # type: ignore[arg-type]
+        settings: Any = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_SERVICE_NAME": "projects"}
+        settings["OTEL_EXPORTER_OTLP_COMPRESSION"] = "none"
+        with serve(DATABASE_URL=database_url, **settings) as own:
             admin = own.client(X_API_Key=KEYS[0], traceparent=f"00-{trace}-{'1' * 16}-01")
             refused(admin.get(f"/api/v1/tasks/{MISSING}/?"), 404)
             refused(register(admin, f"{MARKER}!", password=MARKER), 400)
         server.shutdown()  # the service has stopped, and sent the rest
     traces, metrics = Collector.received.values()
     assert bytes.fromhex(trace) in traces
-    for text in (b"/tasks/{task_id}", b"projects"):
-        assert text in traces
-        assert text in metrics
+    for sent in (traces, metrics):
+        assert b"/tasks/{task_id}" in sent
+        assert b"projects" in sent
     assert [text for text in (*KEYS, MARKER) if text.encode() in traces + metrics] == []
