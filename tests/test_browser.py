@@ -1,4 +1,4 @@
-"""`/docs` as a person uses it, and a front end on another port, in a headless Chromium.
+"""`/docs` as a person uses it, in a headless Chromium.
 
 Skipped where `pip install playwright==1.65.2`, or chromium, is missing.
 """
@@ -6,13 +6,11 @@ Skipped where `pip install playwright==1.65.2`, or chromium, is missing.
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from tests.github import GitHub
-from tests.service import KEYS, PASSWORD, NewDatabase, serve
+from tests.service import KEYS, PASSWORD, serve
 
 pytest.importorskip("playwright", reason="needs `pip install playwright`, without its browsers")
 if (CHROMIUM := shutil.which("chromium")) is None:
@@ -25,24 +23,15 @@ UNUSED = ("gpu", "quic", "background-networking", "component-update", "sync")
 OPTIONS = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in UNUSED)]
 
 
-@contextmanager
-def open_page(**options: Any) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield browser.new_page(**options)
-
-
 @pytest.fixture(params=[1280, 390], ids=["wide", "phone"])
-def page(request: pytest.FixtureRequest, new_database: NewDatabase) -> Iterator[Page]:
+def page(request: pytest.FixtureRequest, database_url: str) -> Iterator[Page]:
     """`/docs` of a fresh service, whose ids are those of the examples. The page asks no other host,
     and its console has no error."""
     wrong: list[str] = []
     settings: Any = {"ADMIN_USERNAME": "grace", "ADMIN_PASSWORD": PASSWORD}
-    with (
-        new_database() as url,
-        serve(DATABASE_URL=url, **settings) as own,
-        open_page(viewport={"width": request.param, "height": 900}) as page,
-    ):
+    with serve(DATABASE_URL=database_url, **settings) as own, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        page = browser.new_page(viewport={"width": request.param, "height": 900})
         page.on("request", lambda request: wrong.append(request.url))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda it: wrong.append(it.text) if it.type == "error" else None)
@@ -96,26 +85,3 @@ def test_a_user_signs_in_and_reads_what_may_come(page: Page) -> None:
         assert f"{code}: " in text
     assert '"title": "Write the announcement"' in text
     assert '"string"' not in text
-
-
-READ = """async ([url, key]) => {
-    const headers = { "X-API-Key": key, "If-Match": '"7"', "Content-Type": "application/json" };
-    const body = JSON.stringify({ name: "2027" });
-    await fetch(`${url}/projects/`, { method: "POST", headers, body });
-    const list = await fetch(`${url}/projects/?limit=1&count=true`, { headers });
-    const stale = await fetch(`${url}/projects/1`, { method: "PATCH", headers, body });
-    return [stale.headers.get("ETag"), list.headers.get("X-Total-Count"), list.headers.get("Link")];
-}"""
-
-
-def test_a_front_end_on_another_port_reads_what_clients_need(
-    new_database: NewDatabase, github: GitHub
-) -> None:
-    origin = f"http://127.0.0.1:{github.server_port}"  # any page of another server will do
-    settings: Any = {"CORS_ORIGINS": origin}
-    with new_database() as url, serve(DATABASE_URL=url, **settings) as own, open_page() as page:
-        page.goto(origin)
-        etag, total, link = page.evaluate(READ, [own.url, KEYS[0]])
-    assert etag == '"1"'
-    assert int(total) >= 2
-    assert link.startswith(f"<{own.url}/projects/?")

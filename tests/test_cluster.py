@@ -1,12 +1,7 @@
 """The service on a Citus cluster: TEST_DATABASE_URL is its coordinator; skipped elsewhere."""
 
-import asyncio
-import pickle
 import re
-import shutil
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -16,16 +11,14 @@ import pytest
 import main
 from tests.service import (
     KEYS,
-    ROOT,
     NewDatabase,
     Person,
     Service,
     at_once,
     connected,
     create_project,
-    create_task,
-    execute,
     query,
+    refused,
     serve,
     sign_up,
     statuses,
@@ -39,23 +32,8 @@ def _require_a_cluster(cluster: list[str]) -> None:
         pytest.skip("TEST_DATABASE_URL is not the coordinator of a cluster")
 
 
-TRACED = """
-import pickle
-import main
-
-bind = main.bind
-
-def bind_and_trace(sql, values):
-    with open("statements", "ab") as file:
-        pickle.dump(bind(sql, values), file)
-    return bind(sql, values)
-
-main.bind = bind_and_trace
-app = main.app
-"""
-# Of a member, then of an admin.
-REQUESTS = (
-    """
+# Requests that name a project: of a member, then of an admin.
+MEMBERS = """
     GET {project}
     GET {project}/members/?count=true
     GET {project}/tasks/export
@@ -63,69 +41,33 @@ REQUESTS = (
     GET /tasks/?project_id={id}
     POST {project}/tasks/
     POST /tasks/
-    """,
-    """
+"""
+ADMINS = """
     POST /projects/
     PATCH {project}
     DELETE {project}/members/{user_id}
     PUT {project}/members/{user_id}
     DELETE {project}
-    """,
-)
+"""
 
 
-async def count_shards(url: str, log: Path) -> int:
-    """How many shards a statement in the log asks at most, according to EXPLAIN."""
-    db, shards = await asyncpg.connect(url), [0]
-    with log.open("rb") as file, suppress(EOFError):
-        while True:
-            sql, *values = pickle.load(file)  # noqa: S301
-            plan = "\n".join(line for (line,) in await db.fetch(f"EXPLAIN {sql}", *values))
-            shards += map(int, re.findall(r"Task Count: (\d+)", plan))
-    await db.close()
-    return max(shards)
-
-
-def test_a_request_that_names_a_project_asks_one_shard(
-    new_database: NewDatabase, tmp_path: Path
-) -> None:
-    (tmp_path / "traced.py").write_text(TRACED)
-    log = tmp_path / "statements"
-    traced = {"folder": tmp_path, "app": "traced:app"}
-    with new_database() as url, serve(DATABASE_URL=url, **traced) as own:  # type: ignore[arg-type]
-        admin = own.client(X_API_Key=KEYS[0])
-        member = sign_up(admin)
-        id = create_project(admin, member)["id"]
+def test_what_names_a_project_asks_one_shard(new_database: NewDatabase) -> None:
+    sorts = "".join(f"GET {{project}}/tasks/?sort={sort}\n" for sort in main.TaskSort)
+    with new_database() as url, serve(DATABASE_URL=url) as own:
+        member = sign_up(own.client(X_API_Key=KEYS[0]))
+        id = create_project(own.client(X_API_Key=KEYS[0]), member)["id"]
         names = {"project": f"/projects/{id}", "id": id, "user_id": member.id}
-
-        def ask(by: Person, request: str) -> int:
-            log.write_bytes(b"")
-            method, path = request.format_map(names).split()
-            body = {"title": "x"} if "/tasks/" in path else {"name": "x"}
-            content = {"json": body, "headers": {"Idempotency-Key": "once"}}
-            answer = by.request(method, path, **content if method in ("POST", "PATCH") else {})  # type: ignore[arg-type]
-            assert answer.is_success, request
-            return asyncio.run(count_shards(url, log))
-
-        sorts = "".join(f"GET {{project}}/tasks/?sort={sort}\n" for sort in main.TaskSort)
-        for by, requests in ((member, sorts + REQUESTS[0]), (admin, sorts + "".join(REQUESTS))):
-            assert ask(by, "GET /tasks/") == 32, "all shards"
-            asked = {request: ask(by, request) for request in requests.strip().splitlines()}
-            assert asked == dict.fromkeys(asked, 1)
-
-
-def test_a_new_schema_changes_a_distributed_database(
-    new_database: NewDatabase, tmp_path: Path
-) -> None:
-    shutil.copy(ROOT / "main.py", tmp_path)
-    schema = (ROOT / "schema.sql").read_text()
-    with new_database() as url:
-        execute(url, (ROOT / "deploy/citus.sql").read_text())  # again
-        for change in ("ADD COLUMN IF NOT EXISTS note text", "DROP COLUMN IF EXISTS note"):
-            (tmp_path / "schema.sql").write_text(f"{schema}\nALTER TABLE tasks {change};\n")
-            with serve(folder=tmp_path, DATABASE_URL=url) as own:
-                admin = own.client(X_API_Key=KEYS[0])
-                create_task(admin, create_project(admin))
+        url += "?citus.multi_task_query_log_level=error"
+        with serve(DATABASE_URL=url, tracebacks=True) as own:
+            admin = own.client(X_API_Key=KEYS[0])
+            member.base_url = own.url
+            for by, requests in ((member, sorts + MEMBERS), (admin, sorts + MEMBERS + ADMINS)):
+                for method, path in re.findall(r"(\w+) (\S+)", requests.format_map(names)):
+                    body = {"title": "x"} if "/tasks/" in path else {"name": "x"}
+                    once = {"Idempotency-Key": "once"}
+                    answer = by.request(method, path, json=body, headers=once)
+                    assert answer.is_success, f"{method} {path}"
+                refused(by.get("/tasks/"), 500)  # asks all
 
 
 def test_uploads_and_deletions_wait_for_nobody_and_deadlock_with_nobody(
@@ -156,7 +98,8 @@ def test_a_batch_is_imported_whole_or_not_when_workers_lose_their_sessions(
     """
 
     async def commit_after_the_loss(db: Any) -> None:
-        await db.execute(f"{batch}; BEGIN")
+        await db.execute(batch)
+        await db.execute("BEGIN")
         await main.import_rows(db, 1, ["project_id", "title"], 1)
         for worker in cluster[1:]:
             other = await asyncpg.connect(worker)

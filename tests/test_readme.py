@@ -81,9 +81,9 @@ def test_a_field_and_an_endpoint_are_added_as_the_page_says(
     relevant = "field or column or filter or sort or statement"
     command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", relevant, guards)
     settings = os.environ | {"TEST_DATABASE_URL": postgres_url}
-    code, printed = run(*command, cwd=tmp_path, env=settings)
-    assert code == 0, printed
-    with serve(folder=tmp_path, DATABASE_URL=database_url) as own:
+    with serve(wait=False, folder=tmp_path, DATABASE_URL=database_url) as own:
+        code, printed = run(*command, cwd=tmp_path, env=settings)
+        assert code == 0, printed
         admin = own.client(X_API_Key=KEYS[0])
         project, stranger = create_project(admin), sign_up(admin)
         task = create_task(admin, project, estimate_minutes=5)
