@@ -12,13 +12,10 @@ import shutil
 import ssl
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +44,7 @@ from tests.service import (
     wait_until,
     walk,
 )
+from tests.test_drills import requests_without_end
 
 pytestmark = pytest.mark.container
 LEAKED = "a-secret-that-lies-in-the-checkout"
@@ -283,24 +281,6 @@ def test_an_address_that_signs_in_without_end_is_limited(root: Person) -> None:
 # ------------------------------------------------------------------------------ killed and replaced
 
 
-@contextmanager
-def requests_without_end(threads: int, request: Callable[[str], None]) -> Iterator[None]:
-    """Calls `request` with a new title each time."""
-    is_over, numbers = threading.Event(), count()
-
-    def repeat() -> None:
-        while not is_over.is_set():
-            request(f"task-{next(numbers)}")
-
-    with ThreadPoolExecutor(threads) as pool:
-        running = [pool.submit(repeat) for _ in range(threads)]
-        try:
-            yield
-        finally:
-            is_over.set()
-    assert [each.exception() for each in running] == [None] * threads
-
-
 def test_nothing_was_stored_that_a_client_is_told_to_retry(stack: Stack, root: Person) -> None:
     (api,) = stack.find()
     answers: dict[str, httpx.Response] = {}
@@ -315,7 +295,8 @@ def test_nothing_was_stored_that_a_client_is_told_to_retry(stack: Stack, root: P
         time.sleep(1)
         run("docker", "start", api)
         stack.service.wait_for()
-    stored = {task["title"] for task in walk(root, path)}
+    stored = [task["title"] for task in walk(root, path)]
+    assert sorted(stored) == sorted(set(stored))
     found = statuses(list(answers.values()))
     print(f"killed: {found}")
     assert found.keys() == {201, 502, 503}
@@ -390,9 +371,9 @@ def check_links_and_limits(root: httpx.Client) -> None:
     answer = root.post("tasks/", json={"title": "T"})
     task = created(root, answer)
     assert answer.headers["Location"] == f"{base}/tasks/{task['id']}"
-    assert root.get("tasks?limit=1").links["next"]["url"].startswith(f"{base}/tasks?")
     content = f"project_id,title\n{task['project_id']},T\n"
     assert finished(root, upload(root, content))["rows_inserted"] == 1
+    assert root.get("tasks?limit=1").links["next"]["url"].startswith(f"{base}/tasks?")
     refused(root.post("tasks/", content=b"x" * 300_000), 413, code="body_too_large")
     file = {"file": ("tasks.csv", b"x" * 5_000_000)}
     refused(root.post("upload/csv", files=file, headers={"X-API-Key": "unknown"}), 401)

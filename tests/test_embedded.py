@@ -116,11 +116,6 @@ def read_server_pid(folder: Path) -> int:
     return int((folder / "postgresql/data/postmaster.pid").read_text().split()[0])
 
 
-def kill(*pids: int) -> None:
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-
-
 def read_failure(folder: Path, code: int, **settings: str) -> str:
     """The only line that the service logs, but for uvicorn's, when it ends with this code."""
     service = launch(folder, **settings)
@@ -180,7 +175,8 @@ def test_ctrl_c_and_a_closed_terminal_reach_the_process_first(folder: Path, numb
 
 def test_it_ends_with_its_watchdog(folder: Path) -> None:
     with User(folder):
-        kill(*{*find_server(folder)} - {read_server_pid(folder)})
+        (watchdog,) = {*find_server(folder)} - {read_server_pid(folder)}
+        os.kill(watchdog, signal.SIGKILL)
         wait_for_end(folder)
 
 
@@ -209,7 +205,8 @@ def test_an_interrupted_initdb_is_started_over(parent: Path) -> None:
     folder = parent / "new"
     user = User(folder)
     wait_until((folder / "postgresql/new").exists)
-    kill(user.pid, *find_server(folder))
+    for pid in (user.pid, *find_server(folder)):
+        os.kill(pid, signal.SIGKILL)
     user.communicate()
     assert not (folder / "postgresql/data").exists()
     wait_for_end(folder)
