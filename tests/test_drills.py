@@ -50,7 +50,6 @@ def expect_in_time(answers: list[httpx.Response], *expected: int) -> str:
         assert answer.elapsed.total_seconds() < ANSWER_SECONDS
         if not answer.is_success:
             refused(answer, answer.status_code)
-            assert "Retry-After" in answer.headers
     slowest = max(answer.elapsed.total_seconds() for answer in answers)
     return f"{statuses(answers)} within {slowest:.2f} s"
 
