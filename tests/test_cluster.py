@@ -70,9 +70,7 @@ def test_what_names_a_project_asks_one_shard(new_database: NewDatabase) -> None:
                 refused(by.get("/tasks/"), 500)  # asks all
 
 
-def test_uploads_and_deletions_wait_for_nobody_and_deadlock_with_nobody(
-    service: Service, admin: Person
-) -> None:
+def test_uploads_and_deletions_deadlock_with_nobody(service: Service, admin: Person) -> None:
     assert statuses(at_once(*[partial(upload, admin, "project_id,title\n")] * 8)) == {202: 8}
     member = sign_up(admin)
     for _ in range(5):
@@ -84,9 +82,7 @@ def test_uploads_and_deletions_wait_for_nobody_and_deadlock_with_nobody(
         assert set(statuses(added)) <= {201, 404}
 
 
-def test_a_batch_is_imported_whole_or_not_when_workers_lose_their_sessions(
-    cluster: list[str], new_database: NewDatabase
-) -> None:
+def test_a_batch_is_imported_whole_or_not(cluster: list[str], new_database: NewDatabase) -> None:
     batch = """
         INSERT INTO uploads (id, filename, columns, rows_total, created_by)
         VALUES (1, 'x', '{project_id,title}', 1, 1);
@@ -97,7 +93,7 @@ def test_a_batch_is_imported_whole_or_not_when_workers_lose_their_sessions(
         WHERE datname = $1 AND backend_type LIKE 'client%'
     """
 
-    async def commit_after_the_loss(db: Any) -> None:
+    async def lose_the_workers_and_commit(db: Any) -> None:
         await db.execute(batch)
         await db.execute("BEGIN")
         await main.import_rows(db, 1, ["project_id", "title"], 1)
@@ -111,7 +107,7 @@ def test_a_batch_is_imported_whole_or_not_when_workers_lose_their_sessions(
     with new_database() as url:
         with serve(DATABASE_URL=url) as own:
             create_project(own.client(X_API_Key=KEYS[0]))
-        connected(url, commit_after_the_loss)
+        connected(url, lose_the_workers_and_commit)
         assert query(url, "SELECT state FROM uploads") == [("queued",)]
         assert query(url, "SELECT line FROM upload_batches") == [(2,)]
         assert query(url, "SELECT id FROM tasks") == []

@@ -41,7 +41,7 @@ from tests.service import (
 )
 
 pytestmark = pytest.mark.drill
-ANSWER_SECONDS = 3.2  # 3 s are promised
+ANSWER_SECONDS = 3.2  # 3 s are promised; the rest is for a busy machine
 
 
 def expect_in_time(answers: list[httpx.Response], *expected: int) -> str:
@@ -86,9 +86,7 @@ def server() -> Iterator[Server]:
     ("pool_size", "lock"),
     [("10", "LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE"), ("2", "SELECT FROM tasks FOR UPDATE")],
 )
-def test_a_locked_table_and_a_used_up_pool_are_answered_in_time(
-    pool_size: str, lock: str, server: Server
-) -> None:
+def test_a_wait_for_a_lock_or_pool_ends_in_time(server: Server, pool_size: str, lock: str) -> None:
     settings = {"DATABASE_URL": server.url, "POOL_SIZE": pool_size}
     with serve(**settings) as own, own.client(X_API_Key=KEYS[0]) as admin:  # type: ignore[arg-type]
         task = create_task(admin, create_project(admin))
@@ -178,9 +176,7 @@ def test_the_features_work_behind_pgbouncer_with_its_setting() -> None:
 # ------------------------------------------------------------------------------ imports and memory
 
 
-def test_rows_are_imported_once_side_by_side_and_over_a_killed_worker(
-    database_url: str, tmp_path: Path
-) -> None:
+def test_rows_are_imported_once_over_a_killed_worker(database_url: str, tmp_path: Path) -> None:
     first = launch(tmp_path, DATABASE_URL=database_url)
     assert first.process
     first.wait_for()

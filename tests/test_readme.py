@@ -45,9 +45,7 @@ def run(*command: str | Path, **options: Any) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_the_session_prints_what_the_readme_says(
-    database_url: str, github: GitHub, shell: str
-) -> None:
+def test_the_session_prints_its_answers(database_url: str, github: GitHub, shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     github.has("fastapi/fastapi", stargazers_count=90000, description="FastAPI framework")
@@ -63,9 +61,7 @@ def test_the_session_prints_what_the_readme_says(
         assert printed.count("The API key is unknown.") == 1, "it stops"
 
 
-def test_a_field_and_an_endpoint_are_added_as_the_page_says(
-    postgres_url: str, database_url: str, tmp_path: Path
-) -> None:
+def test_a_field_and_an_endpoint_are_added_as_documented(database_url: str, tmp_path: Path) -> None:
     for name in ("tests", "deploy"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for path in (*ROOT.glob("*.py"), *ROOT.glob("*.toml"), ROOT / "schema.sql"):
@@ -80,7 +76,7 @@ def test_a_field_and_an_endpoint_are_added_as_the_page_says(
     insert(guards, '"updated_after": (tasks', '"max_minutes": (30, [2]),\n')
     relevant = "field or column or filter or sort or statement"
     command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", relevant, guards)
-    settings = os.environ | {"TEST_DATABASE_URL": postgres_url}
+    settings = os.environ | {"TEST_DATABASE_URL": database_url}
     with serve(wait=False, folder=tmp_path, DATABASE_URL=database_url) as own:
         code, printed = run(*command, cwd=tmp_path, env=settings)
         assert code == 0, printed
