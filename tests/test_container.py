@@ -45,6 +45,7 @@ from tests.service import (
     walk,
 )
 from tests.test_drills import requests_without_end
+from tests.test_readme import run
 
 pytestmark = pytest.mark.container
 LEAKED = "a-secret-that-lies-in-the-checkout"
@@ -62,14 +63,6 @@ do sleep 1; done
 """
 
 # ---------------------------------------------------------------------------------------- the stack
-
-
-def run(*command: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> str:
-    """What it printed, stderr included."""
-    output: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(command, cwd=cwd, env=env, text=True, timeout=600, **output)  # noqa: S603
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
-    return str(done.stdout)
 
 
 def inspect(container: str) -> Any:
@@ -212,7 +205,7 @@ def test_the_tests_have_a_postgresql_in_a_container(postgres_url: str) -> None:
 
 def test_the_features_work_from_outside(stack: Stack) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_main.py"]
-    report = run(*command, env=os.environ | {"TEST_SERVICE_URL": stack.service.url})
+    report = run(*command, cwd=ROOT, env=os.environ | {"TEST_SERVICE_URL": stack.service.url})
     assert " passed" in report
 
 

@@ -37,11 +37,12 @@ def read_block(page: Path, heading: str, language: str = "sh") -> str:
     return section.partition(f"```{language}\n")[2].partition("```")[0]
 
 
-def run(*command: str | Path, **options: Any) -> tuple[int, str]:
-    """The exit code, and all that is printed."""
+def run(*command: str | Path, code: int = 0, **options: Any) -> str:
+    """All that is printed by a command that ends with this code."""
     options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(command, **options)  # noqa: S603
-    return done.returncode, done.stdout
+    done = subprocess.run(command, timeout=600, **options)  # noqa: S603
+    assert done.returncode == code, f"{command}\n{done.stdout}"
+    return str(done.stdout)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
@@ -53,12 +54,10 @@ def test_the_session_prints_its_answers(database_url: str, github: GitHub, shell
     with serve(DATABASE_URL=database_url, GITHUB_API_BASE=github.url, API_KEY="demo") as own:
         session = read_block(ROOT / "README.md", "A session")
         session = session.replace("http://127.0.0.1:8000", own.url)
-        code, printed = run(shell, "-c", session)
-        assert code == 0, printed
+        printed = run(shell, "-c", session)
         assert re.sub(INSTANT, "", printed) == re.sub(INSTANT, "", answers)
-        code, printed = run(shell, "-c", session.replace("X-API-Key:demo", "X-API-Key:guess"))
-        assert code == 22
-        assert printed.count("The API key is unknown.") == 1, "it stops"
+        wrong = session.replace("X-API-Key:demo", "X-API-Key:guess")
+        assert run(shell, "-c", wrong, code=22).count("The API key is unknown.") == 1, "it stops"
 
 
 def test_a_field_and_an_endpoint_are_added_as_documented(database_url: str, tmp_path: Path) -> None:
@@ -67,8 +66,7 @@ def test_a_field_and_an_endpoint_are_added_as_documented(database_url: str, tmp_
     for path in (*ROOT.glob("*.py"), *ROOT.glob("*.toml"), ROOT / "schema.sql"):
         shutil.copy(path, tmp_path)
     patch = read_block(DOCS / "change.md", "A field", "diff")
-    code, printed = run("git", "apply", "-", cwd=tmp_path, input=patch)
-    assert code == 0, printed
+    run("git", "apply", "-", cwd=tmp_path, input=patch)
     endpoint = read_block(DOCS / "change.md", "An endpoint", "python")
     insert(tmp_path / "main.py", "\nclass GitHubRepository", f"\n{endpoint}\n")
     guards = tmp_path / "tests" / "test_guards.py"
@@ -78,8 +76,8 @@ def test_a_field_and_an_endpoint_are_added_as_documented(database_url: str, tmp_
     command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", relevant, guards)
     settings = os.environ | {"TEST_DATABASE_URL": database_url}
     with serve(wait=False, folder=tmp_path, DATABASE_URL=database_url) as own:
-        code, printed = run(*command, cwd=tmp_path, env=settings)
-        assert code == 0, printed
+        run(*command, cwd=tmp_path, env=settings)
+        own.wait_for()
         admin = own.client(X_API_Key=KEYS[0])
         project, stranger = create_project(admin), sign_up(admin)
         task = create_task(admin, project, estimate_minutes=5)
@@ -102,11 +100,11 @@ def test_a_backup_is_restored(database_url: str, cluster: list[str], tmp_path: P
     backup, restore = read_block(DOCS / "operate.md", "Back up and restore").splitlines()
     path = f"{PROGRAMS}:{os.environ['PATH']}"
     settings = os.environ | {"PATH": path, "DATABASE_URL": database_url}
-    assert run("bash", "-c", backup, cwd=tmp_path, env=settings) == (0, "")
+    assert run("bash", "-c", backup, cwd=tmp_path, env=settings) == ""
     select = "SELECT name, value FROM secrets ORDER BY name"
     kept = query(database_url, select)
     query(database_url, "DROP TABLE secrets")
-    assert run("bash", "-c", restore, cwd=tmp_path, env=settings) == (0, "")
+    assert run("bash", "-c", restore, cwd=tmp_path, env=settings) == ""
     assert query(database_url, select) == kept
 
 
