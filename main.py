@@ -198,6 +198,7 @@ class Worker:
         self.missing_repositories: dict[str, float] = {}  # when GitHub did not know them
         self.outages: dict[str, float] = {}  # by cause, when it was logged
         self.uploaded = asyncio.Event()  # wakes the importer
+        self.tried_to_boot = asyncio.Event()
 
 
 worker = Worker()
@@ -357,7 +358,8 @@ async def boot_until_done() -> None:
             await boot()
         except Exception as error:
             log_failure(error)
-            await asyncio.sleep(0.5)
+        worker.tried_to_boot.set()
+        await asyncio.sleep(0.5)
 
 
 def keep_last_minute(times: dict[str, float]) -> dict[str, float]:
@@ -410,9 +412,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         log.warning("No telemetry is sent: pip install -r requirements-telemetry.txt")
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it quotes malformed input
     gc.freeze()  # what is imported stays; looking through it would cost a tenth of each read
-    booting = asyncio.create_task(boot_until_done())
-    tasks = {booting, *map(asyncio.create_task, (import_uploads(), delete_expired_rows()))}
-    await asyncio.wait({booting}, timeout=2)  # usually ready for the first request
+    loops = boot_until_done(), import_uploads(), delete_expired_rows()
+    tasks = set(map(asyncio.create_task, loops))
+    # A worker that listens gets requests, so it is ready by then, unless the database is away.
+    with suppress(TimeoutError):
+        await asyncio.wait_for(worker.tried_to_boot.wait(), 10)
     yield
     for task in tasks:
         task.cancel()  # rows of a batch that is not committed are left to the next worker

