@@ -952,7 +952,7 @@ DueDate = Annotated[
     BeforeValidator(read_date),
 ]
 IfMatch = Annotated[
-    str | None,
+    str,
     Header(
         alias="If-Match",
         pattern=ENTITY_TAGS,
@@ -961,11 +961,11 @@ IfMatch = Annotated[
     ),
 ]
 IfNoneMatch = Annotated[
-    str | None,
+    str,
     Header(alias="If-None-Match", description="The `ETag` that you have; 304 if it is current."),
 ]
 IdempotencyKey = Annotated[
-    str | None,
+    str,
     Header(
         alias="Idempotency-Key",
         pattern=VISIBLE_ASCII,
@@ -1044,9 +1044,7 @@ def require_row(row: Row | None) -> Row:
     return row
 
 
-def row_response(
-    row: Row, if_none_match: str | None = None, status: int = 200, **headers: str
-) -> Response:
+def row_response(row: Row, if_none_match: str = "", status: int = 200, **headers: str) -> Response:
     """A row with `body` and, of a versioned resource, `version`."""
     if "version" in row:
         headers["ETag"] = f'"{row["version"]}"'
@@ -1069,12 +1067,12 @@ def created_response(request: Request, row: Row, path: str, status: int = 201) -
     headers = {"Location": f"{root}/{path}/{row['id']}"}
     if "is_replay" in row:
         headers["Idempotent-Replayed"] = "true"
-    return row_response(row, None, status, **headers)
+    return row_response(row, status=status, **headers)
 
 
-def read_versions(if_match: str | None) -> list[str] | None:
+def read_versions(if_match: str) -> list[str] | None:
     """The versions in If-Match, for IS_CURRENT; None is any. Proxies that compress add W/."""
-    return None if if_match in (None, "*") else re.findall(r'"([^"]*)"', if_match or "")
+    return None if if_match in ("", "*") else re.findall(r'"([^"]*)"', if_match)
 
 
 # As text: the driver would look up the type of an array of integers.
@@ -1094,10 +1092,10 @@ def require_change(row: Row | None) -> Row:
 Claim: TypeAlias = dict[str, Any] | None
 
 
-def claim_key(key: str | None, caller: Caller, path: str, new: Body) -> Claim:
+def claim_key(key: str, caller: Caller, path: str, new: Body) -> Claim:
     """An Idempotency-Key with what it stands for: the values of parameters and fields, however
     they are spelled."""
-    if key is None:
+    if not key:
         return None
     digest = hashlib.sha256(new.model_dump_json().encode()).digest()
     return {"caller_id": caller.id, "endpoint": f"POST {path}", "key": key, "digest": digest}
@@ -1167,6 +1165,11 @@ async def take_turn(
         yield
 
 
+# Of a parameter that was not sent. Its type is not `| None`: a query cannot say null, and FastAPI
+# looks into each union in each request.
+ABSENT: Any = None
+
+
 class Page(BaseModel):
     """The query of a list. Unknown parameters are refused: a misspelt filter is no filter."""
 
@@ -1174,8 +1177,7 @@ class Page(BaseModel):
 
     limit: int = Field(100, ge=1, le=200, description="Rows at most.", json_schema_extra=INT32)
     cursor: str = Field(
-        "",
-        min_length=1,
+        ABSENT,
         max_length=100,
         description="From the `Link` of the page before; with the same `sort`.",
     )
@@ -1226,7 +1228,7 @@ async def list_rows(
     if page.model_fields_set >= {"cursor", "offset"}:
         raise invalid("query", "offset", msg="Send cursor or offset, not both")
     start = INT8_MAX if order.is_descending else -INT8_MAX
-    rank, id = read_cursor(page.cursor, order) if page.cursor else (start, start)
+    rank, id = (start, start) if page.cursor is None else read_cursor(page.cursor, order)
     keys = {"after_rank": rank, "after_id": id, "limit": page.limit, "offset": page.offset}
     alias = order.id.partition(".")[0]
     # One row more is read, to know whether there is a next page.
@@ -1309,7 +1311,7 @@ MEMBER_JSON = json_object(Member, "member", username="users.username")
 
 @admin.post("/projects/", response_model=Project, **answers(201, CREATED))
 async def create_project(
-    request: Request, new: ProjectCreate, caller: CurrentCaller, key: IdempotencyKey = None
+    request: Request, new: ProjectCreate, caller: CurrentCaller, key: IdempotencyKey = ""
 ) -> Response:
     """Create a project. For admins."""
     fields = new.model_dump()
@@ -1343,7 +1345,7 @@ async def list_projects(request: Request, page: PageQuery, caller: CurrentCaller
 
 @api.get("/projects/{project_id}", response_model=Project, **READ)
 async def read_project(
-    project_id: PathId, caller: CurrentCaller, if_none_match: IfNoneMatch = None
+    project_id: PathId, caller: CurrentCaller, if_none_match: IfNoneMatch = ""
 ) -> Response:
     """A project."""
     return row_response(await select_project(project_id, caller), if_none_match)
@@ -1366,7 +1368,7 @@ async def select_project(project_id: int, caller: Caller) -> Row:
 )
 @admin.patch("/projects/{project_id}", response_model=Project, **WRITTEN)
 async def update_project(
-    project_id: PathId, update: ProjectUpdate, if_match: IfMatch = None
+    project_id: PathId, update: ProjectUpdate, if_match: IfMatch = ""
 ) -> Response:
     """Change fields of a project; those left out keep their value, `null` clears an optional one.
 
@@ -1394,7 +1396,7 @@ async def update_project(
     "/projects/{project_id}",
     **answers(204, {}, Reason.INBOX_STAYS),
 )
-async def delete_project(project_id: PathId, if_match: IfMatch = None) -> None:
+async def delete_project(project_id: PathId, if_match: IfMatch = "") -> None:
     """Delete a project and all its tasks; an Inbox cannot be deleted. For admins."""
     versions = read_versions(if_match)
     sql = f"""
@@ -1639,22 +1641,22 @@ class TaskPage(Page):
         TaskSort.PRIORITY_DESCENDING, description="`-` for descending; ties by id, nulls last."
     )
     status: list[Status] = Field(
-        [], max_length=10, description="Any of these; repeat the parameter for several."
+        ABSENT, max_length=10, description="Any of these; repeat the parameter for several."
     )
-    completed: bool | None = Field(None, description="Whether `status` is `completed`.")
-    assigned_to: Id | None = Field(None, description="The id of a user.")
-    unassigned: bool | None = Field(None, description="Whether nobody is assigned.")
-    repository: Name = Field("", description="owner/name, in any case.")
-    due_before: DueDate | None = Field(None, description="Due before this day.")
-    due_after: DueDate | None = Field(None, description="Due after this day.")
-    updated_after: Annotated[AwareDatetime, BeforeValidator(read_instant)] | None = Field(
-        None, description="Created or changed after this instant, as 2027-01-31T09:30:00Z."
+    completed: bool = Field(ABSENT, description="Whether `status` is `completed`.")
+    assigned_to: Id = Field(ABSENT, description="The id of a user.")
+    unassigned: bool = Field(ABSENT, description="Whether nobody is assigned.")
+    repository: ShortText = Field(ABSENT, description="owner/name, in any case.")
+    due_before: DueDate = Field(ABSENT, description="Due before this day.")
+    due_after: DueDate = Field(ABSENT, description="Due after this day.")
+    updated_after: Annotated[AwareDatetime, BeforeValidator(read_instant)] = Field(
+        ABSENT, description="Created or changed after this instant, as 2027-01-31T09:30:00Z."
     )
-    q: Name = Field("", description="Text in title or description, in any case.")
+    q: Name = Field(ABSENT, description="Text in title or description, in any case.")
 
 
 class AllTasksPage(TaskPage):
-    project_id: Id | None = Field(None, description="The tasks of one project.")
+    project_id: Id = Field(ABSENT, description="The tasks of one project.")
 
 
 # A filter or a sort without SQL would be taken and ignored.
@@ -1675,7 +1677,7 @@ async def create_project_task(
     project_id: PathId,
     new: TaskCreate,
     caller: CurrentCaller,
-    key: IdempotencyKey = None,
+    key: IdempotencyKey = "",
 ) -> Response:
     """Add a task to a project. For admins, and members, who may assign it to themselves only."""
     claim = claim_key(key, caller, f"/projects/{project_id}/tasks", new)
@@ -1684,7 +1686,7 @@ async def create_project_task(
 
 @api.post("/tasks/", response_model=Task, **ADDED)
 async def create_task(
-    request: Request, new: TaskCreateAnywhere, caller: CurrentCaller, key: IdempotencyKey = None
+    request: Request, new: TaskCreateAnywhere, caller: CurrentCaller, key: IdempotencyKey = ""
 ) -> Response:
     """Add a task to the project `project_id`, or to the caller's Inbox."""
     project_id = caller.inbox_id if new.project_id in (MISSING, None) else new.project_id
@@ -1745,7 +1747,7 @@ async def select_tasks(
     request: Request, page: TaskPage, caller: Caller, project_id: int | None
 ) -> Response:
     order = Order("task.id", RANKS[page.sort], page.sort, page.sort == TaskSort.ID_DESCENDING)
-    values = page.model_dump(include={*FILTERS}, exclude_defaults=True)
+    values = page.model_dump(include={*FILTERS}, exclude_unset=True)
     # All but the plain list may read many rows.
     is_scan = values or page.count or page.offset or page.sort not in INDEXED
     filters = "".join(f" AND {FILTERS[name]}" for name in values)
@@ -1778,7 +1780,7 @@ async def select_tasks(
 
 @api.get("/tasks/{task_id}", response_model=Task, **READ)
 async def read_task(
-    task_id: PathId, caller: CurrentCaller, if_none_match: IfNoneMatch = None
+    task_id: PathId, caller: CurrentCaller, if_none_match: IfNoneMatch = ""
 ) -> Response:
     """A task."""
     sql = f"""
@@ -1802,7 +1804,7 @@ async def update_task(
     task_id: PathId,
     update: TaskUpdate,
     caller: CurrentCaller,
-    if_match: IfMatch = None,
+    if_match: IfMatch = "",
 ) -> Response:
     """Change fields of a task; those left out keep their value, `null` clears an optional one.
 
@@ -1843,7 +1845,7 @@ async def update_task(
     "/tasks/{task_id}",
     **answers(204, {}, Reason.FORBIDDEN),
 )
-async def delete_task(task_id: PathId, caller: CurrentCaller, if_match: IfMatch = None) -> None:
+async def delete_task(task_id: PathId, caller: CurrentCaller, if_match: IfMatch = "") -> None:
     """Delete a task. For its creator and its assignee, and for admins."""
     versions = read_versions(if_match)
     sql = f"""
@@ -2940,12 +2942,9 @@ def complete_openapi(app: FastAPI) -> None:
         for parameter in operation.get("parameters", []):
             add_refusals(responses, *REFUSALS.get(parameter["name"], []))
             add_refusals(responses, *REFUSALS.get(parameter["in"], []))
-            schema = parameter["schema"]
-            # A query or a header cannot say null.
-            parameter["schema"] = schema = schema.pop("anyOf", [{}])[0] | schema
-            if schema.get("default") == "":  # stands for none, and is not valid
-                del schema["default"]
-            examples = schema.get("examples")
+            if parameter["schema"].get("default") == "":  # stands for none, and is not valid
+                del parameter["schema"]["default"]
+            examples = parameter["schema"].get("examples")
             if examples and parameter["in"] != "query":
                 parameter["example"] = examples[0]  # which Swagger UI fills in
         operation["responses"] = dict(sorted(responses.items()))
