@@ -180,7 +180,6 @@ def test_pages_of_an_allowed_origin_may_call_and_read_headers(boss: Person) -> N
     asked = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": "If-Match"}
     assert boss.options("/tasks/1", headers={"Origin": ORIGIN, **asked}).is_success
     answer = boss.get("/nope", headers={"Origin": ORIGIN})
-    refused(answer, 404)
     assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
     exposed = set(answer.headers["Access-Control-Expose-Headers"].split(", "))
     assert exposed >= {"ETag", "Link", "Location", "X-Total-Count", "X-Request-ID"}
@@ -199,15 +198,22 @@ def test_invalid_input_is_refused_with_each_field_and_without_its_values(admin: 
     refused(admin.get(f"/tasks/?limit={MARKER}"), 400, "query", "limit", code="invalid_input")
 
 
-def test_an_unknown_path_is_not_found(nobody: Person) -> None:
-    for path in ("/nope", "/api/v1/nope", "/api/v2/tasks", "/tasks/1/2"):
-        refused(nobody.get(path), 404, code="unknown_path")
-
-
-def test_another_method_is_refused_with_those_that_there_are(nobody: Person) -> None:
-    answer = nobody.request("PROPFIND", "/projects/1")
+@pytest.mark.parametrize(
+    ("request_line", "allowed"),
+    [
+        ("DELETE /projects/", "GET, HEAD, POST"),
+        ("PROPFIND /projects/1", "DELETE, GET, HEAD, PATCH, PUT"),
+        ("DELETE /api/v1/tasks", "GET, HEAD, POST"),
+        ("GET /auth/login", "POST"),
+        ("PUT /docs", "GET, HEAD"),
+    ],
+)
+def test_another_method_is_refused_with_those_that_there_are(
+    request_line: str, allowed: str, nobody: Person
+) -> None:
+    answer = nobody.request(*request_line.split())
     refused(answer, 405, code="method_not_allowed")
-    assert answer.headers["Allow"] == "DELETE, GET, HEAD, PATCH, PUT"
+    assert answer.headers["Allow"] == allowed
 
 
 @pytest.mark.parametrize("path", ["/livez", "/nope"])
@@ -234,29 +240,21 @@ def test_each_api_key_is_the_user_service_who_stays_an_admin(key: str, service: 
     refused(log_in(client, "service", ""), 401, code="wrong_password")
 
 
-@pytest.mark.parametrize("path", ["/auth/login", "/auth/token", "/auth/refresh"])
-def test_a_user_gets_tokens_that_work(path: str, user: Person) -> None:
+def test_a_user_gets_tokens_that_work(user: Person) -> None:
     by_name = {"username": user.username.upper(), "password": PASSWORD}
-    requests: dict[str, dict[str, Any]] = {
-        "/auth/login": {"json": by_name},
-        "/auth/token": {"data": by_name},
-        "/auth/refresh": {"json": {"refresh_token": user.tokens["refresh_token"]}},
-    }
-    answer = user.post(path, **requests[path])
-    assert "no-store" in answer.headers["Cache-Control"]
-    tokens = ok(answer)
-    assert tokens["expires_in"] == 60 * 60
-    assert tokens["user"] == ok(user.get("/auth/me"))
-    assert ok(user.get("/auth/me", headers=bearer(tokens["access_token"]))) == tokens["user"]
-
-
-def test_a_form_may_refresh_and_names_no_other_grant(user: Person) -> None:
-    form = {"grant_type": "refresh_token", "refresh_token": user.tokens["refresh_token"]}
-    answer = user.post("/auth/token", data=form | {"client_id": "another field of OAuth2"})
-    assert ok(answer)["user"]["id"] == user.id
-    answer = user.post("/auth/token", data=form | {"grant_type": "client_credentials"})
-    problem = refused(answer, 400, code="unsupported_grant_type")
-    assert problem["error"] == "unsupported_grant_type"
+    refresh = {"refresh_token": user.tokens["refresh_token"]}
+    form = refresh | {"grant_type": "refresh_token", "client_id": "another field of OAuth2"}
+    for answer in (
+        user.post("/auth/login", json=by_name),
+        user.post("/auth/token", data=by_name),
+        user.post("/auth/token", data=form),
+        user.post("/auth/refresh", json=refresh),
+    ):
+        tokens = ok(answer)
+        assert "no-store" in answer.headers["Cache-Control"]
+        assert tokens["expires_in"] == 60 * 60
+        assert tokens["user"] == ok(user.get("/auth/me"))
+        assert ok(user.get("/auth/me", headers=bearer(tokens["access_token"]))) == tokens["user"]
 
 
 def test_a_refresh_does_not_prolong_the_session(user: Person) -> None:
@@ -268,10 +266,10 @@ def test_a_refresh_does_not_prolong_the_session(user: Person) -> None:
 
 
 def test_a_token_expires(user: Person) -> None:
-    claims = claims_of(user.tokens["access_token"]) | {"exp": int(time.time()) + 3}
+    claims = claims_of(user.tokens["access_token"]) | {"exp": time.time() + 1.5}
     token = bearer(jwt.encode(claims, SECRET))
     assert ok(user.get("/auth/me", headers=token))["id"] == user.id
-    time.sleep(3)
+    time.sleep(1.5)
     refused(user.get("/auth/me", headers=token), 401, code="invalid_token")
 
 
@@ -311,13 +309,6 @@ def test_who_changes_the_own_password_names_the_old_one(admin: Person, user: Per
     ok(log_in(admin, user.username, "another horse"))
 
 
-def test_a_change_of_role_holds_for_earlier_tokens(admin: Person, user: Person) -> None:
-    for role, status in (("user", 403), ("admin", 200), ("user", 403)):
-        ok(admin.patch(f"/users/{user.id}", json={"role": role}))
-        assert user.get("/users/").status_code == status
-        assert ok(user.get("/auth/me"))["role"] == role
-
-
 def test_ten_wrong_passwords_close_a_name_for_a_minute(user: Person, own_service: Service) -> None:
     for number in range(10):
         refused(log_in(user, user.username, f"wrong {number}"), 401, code="wrong_password")
@@ -330,13 +321,10 @@ def test_ten_wrong_passwords_close_a_name_for_a_minute(user: Person, own_service
     ok(log_in(user, user.username))
 
 
-def test_a_stranger_cannot_see_the_project(member: Person, user: Person, project: str) -> None:
+def test_a_stranger_lists_nothing_and_learns_no_version(
+    member: Person, user: Person, project: str
+) -> None:
     task = add_task(member, project)
-    for path in (project, f"{project}/members/", f"{project}/tasks/", task):
-        refused(user.get(path), 404, code="not_found")
-    refused(user.post(f"{project}/tasks/", json={"title": "T"}), 404, code="not_found")
-    for version in ('"1"', '"99"', "*"):
-        refused(user.delete(task, headers={"If-Match": version}), 404, code="not_found")
     answer = user.get(f"/tasks/?project_id={project.rpartition('/')[2]}&count=true")
     assert ok(answer) == []
     assert answer.headers["X-Total-Count"] == "0"
@@ -344,6 +332,8 @@ def test_a_stranger_cannot_see_the_project(member: Person, user: Person, project
     assert ok(member.get(task)) in walk(member, "/tasks/")
     (inbox,) = ok(user.get("/projects/"))
     assert inbox["name"] == "Inbox"
+    for version in ('"1"', '"99"', "*"):
+        refused(user.delete(task, headers={"If-Match": version}), 404, code="not_found")
 
 
 def test_a_former_member_sees_nothing(admin: Person, member: Person, project: str) -> None:
@@ -354,18 +344,6 @@ def test_a_former_member_sees_nothing(admin: Person, member: Person, project: st
     refused(member.patch(task, json={"title": "U"}), 404, code="not_found")
     refused(member.delete(task), 404, code="not_found")
     assert listed["id"] not in [task["id"] for task in walk(member, "/tasks/")]
-
-
-def test_a_task_is_changed_by_its_creator_and_its_assignee_and_no_other_member(
-    admin: Person, member: Person, other: Person, project: str
-) -> None:
-    task = add_task(member, project)
-    ok(member.put(task, json={"title": "U"}))
-    refused(other.put(task, json={"title": "V"}), 403, code="forbidden")
-    refused(other.delete(task), 403, code="forbidden")
-    ok(admin.patch(task, json={"assigned_to": other.id}))
-    ok(other.put(task, json={"title": "V"}))
-    ok(other.delete(task), 204)
 
 
 def test_only_admins_assign_tasks_to_others(member: Person, other: Person, project: str) -> None:
@@ -383,7 +361,6 @@ def test_users_see_and_change_themselves_but_not_their_role(member: Person, othe
     for changes in ({"role": "admin"}, {"is_active": True}, {"email": None, "role": "user"}):
         refused(member.patch(me, json=changes), 403, code="forbidden")
     refused(member.patch(f"/users/{other.id}", json={"email": None}), 403, code="forbidden")
-    refused(member.get(f"/users/{other.id}"), 403, code="forbidden")
 
 
 # ------------------------------------------------------------------------------- requests and lists
@@ -395,12 +372,12 @@ def resource(request: pytest.FixtureRequest, admin: Person, project: str) -> tup
     return project if request.param == "name" else add_task(admin, project), request.param
 
 
-@pytest.mark.parametrize("known", ['"1"', 'W/"1"', "*", '"9", "1"'])
-def test_a_known_version_is_a_304(known: str, resource: tuple[str, str], admin: Person) -> None:
+def test_a_known_version_is_a_304(resource: tuple[str, str], admin: Person) -> None:
     path, field = resource
-    answer = admin.get(path, headers={"If-None-Match": known})
-    assert answer.status_code == 304
-    assert answer.headers["ETag"] == '"1"'
+    for known in ('"1"', 'W/"1"', "*", '"9", "1"'):
+        answer = admin.get(path, headers={"If-None-Match": known})
+        assert answer.status_code == 304, known
+        assert answer.headers["ETag"] == '"1"'
     changed = ok(admin.patch(path, json={field: "N"}))
     assert ok(admin.get(path, headers={"If-None-Match": '"1"'})) == changed
 
@@ -428,22 +405,25 @@ def test_of_fifty_writers_with_one_etag_one_wins(resource: tuple[str, str], admi
     assert ok(admin.get(path)) == ok(winner)
 
 
-def new_key() -> dict[str, str]:
+@pytest.fixture
+def key() -> dict[str, str]:
     return {"Idempotency-Key": secrets.token_hex(8)}
 
 
-@pytest.mark.parametrize("path", ["/projects/", "/tasks/", "{project}/tasks/"])
+@pytest.mark.parametrize("path", ["/projects/", "/tasks/", "/projects/{}/tasks/"])
 def test_a_retry_with_one_idempotency_key_gets_the_first_answer(
-    path: str, admin: Person, project: str
+    path: str, admin: Person, project: str, key: dict[str, str]
 ) -> None:
-    path, key = path.format(project=project), new_key()
+    id = project.rpartition("/")[2]
     body = {"name" if path == "/projects/" else "title": "N", "description": "D"}
-    refused(admin.post(path, json={}, headers=key), 400)
-    first = admin.post(path, json=body, headers=key)
+    refused(admin.post(path.format(id), json={}, headers=key), 400)
+    first = admin.post(path.format(id), json=body, headers=key)
     resource = created(admin, first)
     assert "Idempotent-Replayed" not in first.headers
     ok(admin.delete(first.headers["Location"]), 204)
-    again = admin.post(path.rstrip("/"), json=dict(reversed(body.items())), headers=key)
+    ok(admin.delete(project), 204)
+    path = path.format(f"0{id}").rstrip("/")
+    again = admin.post(path, json=dict(reversed(body.items())), headers=key)
     assert ok(again, 201) == resource
     assert again.headers["Idempotent-Replayed"] == "true"
     assert again.headers["Location"] == first.headers["Location"]
@@ -453,9 +433,8 @@ def test_a_retry_with_one_idempotency_key_gets_the_first_answer(
 
 
 def test_an_idempotency_key_belongs_to_one_caller_and_one_path(
-    admin: Person, member: Person, project: str
+    admin: Person, member: Person, project: str, key: dict[str, str]
 ) -> None:
-    key = new_key()
     for path in ("/tasks/", f"{project}/tasks/"):
         for caller in (member, admin):
             answer = caller.post(path, json={"title": "T"}, headers=key)
@@ -463,36 +442,41 @@ def test_an_idempotency_key_belongs_to_one_caller_and_one_path(
             assert "Idempotent-Replayed" not in answer.headers
 
 
-def test_requests_at_once_with_one_idempotency_key_wait(admin: Person, project: str) -> None:
-    send = partial(admin.post, f"{project}/tasks/", json={"title": "T"}, headers=new_key())
+def test_requests_at_once_with_one_idempotency_key_wait(
+    admin: Person, project: str, key: dict[str, str]
+) -> None:
+    send = partial(admin.post, f"{project}/tasks/", json={"title": "T"}, headers=key)
     answers = at_once(*[send] * 8)
     (task,) = ok(admin.get(f"{project}/tasks/"))
     for answer in answers:
         assert ok(answer, 201) == task
 
 
-def test_a_retry_waits_in_bounded_time(admin: Person, own_service: Service) -> None:
-    key, caller_id = secrets.token_hex(8), ok(admin.get("/auth/me"))["id"]
+def test_a_retry_waits_in_bounded_time(
+    admin: Person, own_service: Service, key: dict[str, str]
+) -> None:
+    caller_id = ok(admin.get("/auth/me"))["id"]
     columns = "INSERT INTO idempotent_answers (caller_id, endpoint, key, body_digest)"
-    first = f"{columns} VALUES ({caller_id}, 'POST /tasks', '{key}', '')"
+    first = f"{columns} VALUES ({caller_id}, 'POST /tasks', '{key['Idempotency-Key']}', '')"
     with held(own_service.database_url, first):
-        answer = admin.post("/tasks/", json={"title": "T"}, headers={"Idempotency-Key": key})
+        answer = admin.post("/tasks/", json={"title": "T"}, headers=key)
         refused(answer, 409, code="in_progress")
         assert answer.headers["Retry-After"] == "1"
 
 
-def test_an_idempotency_key_is_kept_for_24_hours(admin: Person, own_service: Service) -> None:
-    key = secrets.token_hex(8)
-    body, headers = {"title": "T"}, {"Idempotency-Key": key}
-    first = created(admin, admin.post("/tasks/", json=body, headers=headers))
+def test_an_idempotency_key_is_kept_for_24_hours(
+    admin: Person, own_service: Service, key: dict[str, str]
+) -> None:
+    create = partial(admin.post, "/tasks/", json={"title": "T"}, headers=key)
+    first = created(admin, create())
     sql = "UPDATE idempotent_answers SET created_at = created_at - $1::interval WHERE key = $2"
-    query(own_service.database_url, sql, timedelta(hours=23, minutes=59), key)
+    query(own_service.database_url, sql, timedelta(hours=23, minutes=59), *key.values())
     time.sleep(1.2)  # what has expired is deleted every second
-    assert created(admin, admin.post("/tasks/", json=body, headers=headers)) == first
-    query(own_service.database_url, sql, timedelta(minutes=1), key)
-    second = created(admin, admin.post("/tasks/", json=body, headers=headers))
+    assert created(admin, create()) == first
+    query(own_service.database_url, sql, timedelta(minutes=1), *key.values())
+    second = created(admin, create())
     assert second["id"] != first["id"]
-    assert created(admin, admin.post("/tasks/", json=body, headers=headers)) == second
+    assert created(admin, create()) == second
 
 
 @pytest.fixture(scope="session")
@@ -582,22 +566,8 @@ def test_a_project_is_created_listed_and_deleted_with_its_tasks(admin: Person) -
     path = f"/projects/{project['id']}"
     task = add_task(admin, path)
     ok(admin.delete(path), 204)
-    refused(admin.get(path), 404, code="not_found")
-    refused(admin.delete(path), 404, code="not_found")
-    refused(admin.get(task), 404, code="not_found")
-
-
-@pytest.mark.parametrize("method", ["PUT", "PATCH"])
-def test_a_change_of_a_project_keeps_what_it_leaves_out(method: str, admin: Person) -> None:
-    project = create_project(admin, description="About it")
-    change = partial(admin.request, method, f"/projects/{project['id']}")
-    renamed = ok(change(json={"name": "N"}))
-    assert renamed == project | {"name": "N", "version": 2, "updated_at": renamed["updated_at"]}
-    assert renamed["updated_at"] > project["updated_at"]
-    refused(change(json={}), 400, "body", code="invalid_input")
-    cleared = ok(change(json={"description": None}))
-    assert cleared["name"] == "N"
-    assert cleared["description"] is None
+    for gone in (admin.get(path), admin.delete(path), admin.get(task)):
+        refused(gone, 404, code="not_found")
 
 
 def test_members_are_added_listed_and_removed(admin: Person, user: Person, project: str) -> None:
@@ -659,37 +629,30 @@ def test_a_task_has_these_fields(admin: Person, user: Person) -> None:
         "version": 1,
     }
     assert ok(user.get("/tasks/")) == [task]
-
-
-def test_instants_are_in_utc_and_end_in_z(admin: Person, project: str) -> None:
-    created_at = datetime.strptime(ok(admin.get(project))["created_at"], "%Y-%m-%dT%H:%M:%S.%fZ")
-    age = datetime.now(UTC) - created_at.replace(tzinfo=UTC)
-    assert abs(age) < timedelta(minutes=1)
+    created_at = datetime.strptime(task["created_at"], "%Y-%m-%dT%H:%M:%S.%fZ")
+    assert abs(datetime.now(UTC) - created_at.replace(tzinfo=UTC)) < timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
-def test_a_change_of_a_task_keeps_what_it_leaves_out_and_null_clears(
-    method: str, admin: Person, member: Person, project: str
+def test_a_change_keeps_what_it_leaves_out_and_null_clears(
+    method: str, resource: tuple[str, str], admin: Person, member: Person
 ) -> None:
-    fields = {"description": "D", "priority": 5, "status": "in_progress", "due_date": "2027-01-15"}
-    path = add_task(admin, project, **fields, assigned_to=member.id)
+    path, field = resource
+    changes: list[dict[str, Any]] = [{field: "U"}, {"description": "D"}, {"description": None}]
+    if field == "title":
+        changes += [{"assigned_to": member.id}, {"priority": 5, "due_date": "2027-01-15"}]
+        changes += [{"status": "in_progress"}, {"priority": -1, "due_date": None}]
+        changes += [{"title": "V"}, {"assigned_to": None}]
     after = ok(admin.get(path))
-    changes: list[dict[str, Any]] = [{"title": "U"}, {"description": None}, {"assigned_to": None}]
-    for change in [*changes, {"priority": -1, "due_date": None}, {"assigned_to": member.id}]:
+    for change in changes:
         before, after = after, ok(admin.request(method, path, json=change))
         own = {"version": before["version"] + 1, "updated_at": after["updated_at"]}
         assert after == before | change | own
         assert after["updated_at"] > before["updated_at"]
-    change = {"title": "W", "project_id": after["project_id"]}
-    refused(admin.request(method, path, json=change), 400, "body", "project_id")
+    refused(admin.request(method, path, json={}), 400, "body", code="invalid_input")
+    read_only = {field: "W", "created_by": member.id}
+    refused(admin.request(method, path, json=read_only), 400, "body", "created_by")
     assert ok(admin.get(path)) == after
-
-
-@pytest.mark.parametrize("spelling", ["in_progress", "In Progress", "IN-PROGRESS"])
-def test_a_status_is_read_in_any_spelling(spelling: str, admin: Person, project: str) -> None:
-    task = ok(admin.get(add_task(admin, project, status=spelling)))
-    assert task["status"] == "in_progress"
-    assert ok(admin.get(f"{project}/tasks/", params={"status": spelling})) == [task]
 
 
 @pytest.mark.parametrize(
@@ -707,17 +670,12 @@ def test_completed_says_the_same_as_status(
     changed = ok(admin.patch(task, json={"completed": is_completed}))
     assert changed["status"] == after
     assert changed["completed"] is is_completed
-    assert ok(admin.patch(task, json={"completed": is_completed, "status": after}))
-    assert (
-        ok(admin.get(add_task(admin, project, completed=is_completed)))["completed"] is is_completed
-    )
-
-
-def test_completed_may_not_contradict_status(admin: Person, project: str) -> None:
-    for is_completed, status in ((True, "pending"), (False, "completed")):
-        change = {"title": "U", "completed": is_completed, "status": status}
-        refused(admin.post("/tasks/", json=change), 400, "body", code="invalid_input")
-        refused(admin.patch(add_task(admin, project), json=change), 400, "body")
+    ok(admin.patch(task, json={"completed": is_completed, "status": after}))
+    other = ok(admin.get(add_task(admin, project, completed=is_completed)))
+    assert other["completed"] is is_completed
+    change = {"title": "U", "completed": not is_completed, "status": after}
+    refused(admin.post("/tasks/", json=change), 400, "body", code="invalid_input")
+    refused(admin.patch(task, json=change), 400, "body", code="invalid_input")
 
 
 def test_an_assignee_is_a_member(admin: Person, member: Person, user: Person, project: str) -> None:
@@ -729,7 +687,7 @@ def test_an_assignee_is_a_member(admin: Person, member: Person, user: Person, pr
     assert ok(admin.get(f"{project}/tasks/")) == [ok(admin.get(task))]
 
 
-# Parameters, and the titles of the tasks that they find.
+# Parameters, and the titles of the tasks that they find; tests/test_guards.py has each filter.
 FILTERS = {
     "q=100%25": ["100% sure"],
     "q=_": ["snake_case"],
@@ -744,30 +702,22 @@ FILTERS = {
 }
 
 
-@pytest.fixture(scope="session")
-def filtered(admin: Person, member: Person) -> str:
-    """The path of a project with the tasks above."""
-    project = f"/projects/{create_project(admin, member)['id']}"
+def test_filters_find(admin: Person, member: Person, project: str) -> None:
     add_task(admin, project, title="100% sure", due_date="2026-03-10", completed=True)
-    add_task(admin, project, title="1000 sure", due_date="2026-05-10", status="in_progress")
+    add_task(admin, project, title="1000 sure", due_date="2026-05-10", status="IN-PROGRESS")
     add_task(admin, project, title="snake_case", description="The CAFÉ au lait")
     add_task(admin, project, title="snakeXcase")
     add_task(admin, project, title="ÉCOLE", assigned_to=member.id)
-    return project
-
-
-@pytest.mark.parametrize("parameters", FILTERS)
-def test_filters_find(parameters: str, filtered: str, member: Person) -> None:
-    answer = member.get(f"{filtered}/tasks/?sort=id&count=true&{parameters}")
-    assert titles(answer) == FILTERS[parameters]
-    assert answer.headers["X-Total-Count"] == str(len(FILTERS[parameters]))
+    for parameters, expected in FILTERS.items():
+        answer = member.get(f"{project}/tasks/?sort=id&count=true&{parameters}")
+        assert titles(answer) == expected, parameters
+        assert answer.headers["X-Total-Count"] == str(len(expected))
 
 
 # ------------------------------------------------------------------------------------------- GitHub
 
 
-@pytest.mark.parametrize("method", ["PUT", "PATCH"])
-def test_a_task_shows_its_repository(method: str, admin: Person, github: GitHub) -> None:
+def test_a_task_shows_its_repository(admin: Person, github: GitHub) -> None:
     name = f"octo/{new_name()}"
     github.has(name, full_name=name.title(), stargazers_count=2**40, description="Ünï ✨")
     task = created(admin, admin.post("/tasks/", json={"title": "T", "repository": name}))
@@ -775,12 +725,9 @@ def test_a_task_shows_its_repository(method: str, admin: Person, github: GitHub)
     assert task["repository"] == name.title()
     assert task["repository_stars"] == 2**40
     assert task["repository_description"] == "Ünï ✨"
-    change, other = partial(admin.request, method, f"/tasks/{task['id']}"), github.has()
-    changed = ok(change(json={"repository": other}))
-    assert changed["repository"] == other
-    assert ok(admin.get("/tasks/", params={"repository": other.upper()})) == [changed]
-    assert ok(change(json={"title": "Renamed"}))["repository"] == other
-    assert ok(change(json={"repository": None}))["repository_stars"] is None
+    path = f"/tasks/{task['id']}"
+    assert ok(admin.patch(path, json={"title": "Renamed"}))["repository"] == name.title()
+    assert ok(admin.put(path, json={"repository": None}))["repository_stars"] is None
 
 
 # ---------------------------------------------------------------------------------------- CSV files
@@ -806,29 +753,7 @@ def test_a_file_becomes_tasks_and_rejected_rows(admin: Person, project: str) -> 
         assert row["error"].startswith("title: ")
 
 
-def test_a_file_that_is_no_csv_is_refused_with_its_line(admin: Person) -> None:
-    problem = refused(upload(admin, 'project_id,title\n1,A\n1,"B\n'), 400, "body", "file")
-    assert problem["errors"][0]["msg"].startswith("Line 3: ")
-
-
-def test_an_export_can_be_uploaded_again(admin: Person, member: Person, project: str) -> None:
-    add_task(admin, project, description='a, "b"\r\nc', priority=-7, due_date="2030-02-28")
-    add_task(admin, project, title="=1+1", status="in_progress", assigned_to=member.id)
-    export = member.get(f"{project}/tasks/export")
-    assert export.headers["Content-Type"] == "text/csv; charset=utf-8"
-    finished(admin, upload(admin, export.content))
-    own = ("id", "created_at", "created_by", "updated_at")
-    tasks = ok(admin.get(f"{project}/tasks/?sort=id"))
-    first, second, *copies = [without(task, *own) for task in tasks]
-    assert copies == [first, second]
-
-
 # -------------------------------------------------------------------------------------- application
-
-
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
-def test_health_is_told_to_anybody(path: str, nobody: Person) -> None:
-    assert ok(nobody.get(path)) == {"status": "ok"}
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/", "/api/v1{}", "/api/v1{}/"])
@@ -836,7 +761,7 @@ def test_every_path_is_served(form: str, admin: Person, member: Person, project:
     for path in (
         *("/auth/me", "/users", f"/users/{member.id}", "/projects", project, "/uploads", "/tasks"),
         *(f"{project}{of_project}" for of_project in ("/members", "/tasks", "/tasks/export")),
-        *(add_task(admin, project), "/livez", "/docs", "/redoc", "/openapi.json"),
+        *(add_task(admin, project), "/livez", "/health", "/docs", "/redoc", "/openapi.json"),
     ):
         answer, head = admin.get(form.format(path)), admin.head(form.format(path))
         assert answer.status_code == 200, path
@@ -845,5 +770,4 @@ def test_every_path_is_served(form: str, admin: Person, member: Person, project:
         assert head.headers["Content-Type"] == answer.headers["Content-Type"]
         assert head.headers.get("ETag") == answer.headers.get("ETag")
     created(admin, admin.post(form.format("/tasks"), json={"title": "T"}))
-    ok(admin.put(form.format(f"{project}/members/{member.id}")))
     ok(admin.delete(form.format(project)), 204)

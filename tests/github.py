@@ -10,18 +10,21 @@ from typing import Any, TypeAlias
 
 from tests.service import dashed
 
-Answer: TypeAlias = bytes | Callable[[socket.socket], None]
+Answer: TypeAlias = bytes | Callable[[socket.socket], object]
 
 
-def reply(content: Any = b"", status: int = 200, **headers: object) -> bytes:
+def reply(content: Any = b"", status: int = 200, **headers: Any) -> bytes:
     """An HTTP answer, with JSON where the content is not bytes."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    fields = {"Content_Length": len(body), "Connection": "close"} | headers
-    head = "".join(
-        f"{name}: {value}\r\n"
-        for name, value in dashed({name: str(value) for name, value in fields.items()}).items()
-    )
+    headers = {"Content_Length": len(body), "Connection": "close"} | headers
+    head = "".join(f"{name}: {value}\r\n" for name, value in dashed(headers).items())
     return f"HTTP/1.1 {status} Whatever\r\n{head}\r\n".encode("latin-1") + body
+
+
+def describe(name: str, **fields: Any) -> bytes:
+    """The answer about a repository."""
+    known = {"full_name": name, "private": False, "stargazers_count": 7}
+    return reply(known | {"description": "Does it"} | fields)
 
 
 class GitHub(ThreadingHTTPServer):
@@ -46,8 +49,7 @@ class GitHub(ThreadingHTTPServer):
     def has(self, name: str = "", **fields: Any) -> str:
         """A repository with these fields, a new one where none is named: its name."""
         name = name or f"octo/{secrets.token_hex(6)}"
-        known = {"full_name": name, "private": False, "stargazers_count": 7}
-        return self.answers_for(reply(known | {"description": "Does it"} | fields), name)
+        return self.answers_for(describe(name, **fields), name)
 
     def count(self, name: str) -> int:
         """How often it was asked for a repository."""
@@ -62,9 +64,7 @@ class GitHubRequest(BaseHTTPRequestHandler):
         self.server.requests.append((self.path, headers))
         answer = self.server.answers.get(self.path.lower(), reply({"message": "Not Found"}, 404))
         with suppress(OSError):
-            self.connection.sendall(answer) if isinstance(answer, bytes) else answer(
-                self.connection
-            )
+            answer(self.connection) if callable(answer) else self.connection.sendall(answer)
 
     def log_message(self, *_: object) -> None:
         pass

@@ -217,7 +217,7 @@ def new_name() -> str:
     return f"u-{secrets.token_hex(6)}"
 
 
-def dashed(headers: dict[str, str]) -> dict[str, str]:
+def dashed(headers: dict[str, T]) -> dict[str, T]:
     """Headers that were given as keyword arguments: X_API_Key."""
     return {name.replace("_", "-"): value for name, value in headers.items()}
 

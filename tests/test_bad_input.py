@@ -4,9 +4,7 @@ Requests are bytes sent over a socket, because no HTTP client would send most of
 as in JSON.
 """
 
-import base64
 import gzip
-import hmac
 import json
 import re
 import time
@@ -14,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx
+import jwt
 import pytest
 
 from tests.service import (
@@ -88,20 +87,14 @@ def refuses(own_service: Service, subtests: pytest.Subtests) -> Refuses:
     def send_all(messages: Iterable[bytes], *statuses: int) -> None:
         before = stored(own_service)
         for text in messages:
-            with subtests.test(name_of(text)):
+            with subtests.test(f"{text[:110]!r}"):
                 answer = send(own_service, text)
                 assert answer.status_code in (statuses or (400,)), answer.text[:300]
                 assert len(refused(answer, answer.status_code).get("errors", [])) <= MOST_ERRORS
+                assert "Location" not in answer.headers
         assert stored(own_service) == before
 
     return send_all
-
-
-def name_of(text: bytes) -> str:
-    """The request line, the first header of the case, and the beginning of the body."""
-    head, _, body = text.partition(b"\r\n\r\n")
-    start, _, _, *headers = head.split(b"\r\n")
-    return f"{start[:-9]!r} {headers[:1]} {body!r}"[:110]
 
 
 # ------------------------------------------------------------------------------------------ JSON
@@ -109,21 +102,15 @@ def name_of(text: bytes) -> str:
 DIGITS, DEEP, ACCENTS = "9" * 5000, "[" * 500 + "]" * 500, "x" + "\u0301" * 31
 DOCUMENTS: list[str | bytes] = [
     *(MARKER, " ", f'{{"name": "{MARKER}', "null", '[{"name": "x"}]', '"x"', "5", "{}"),
-    *('{"name": "x"} x', '{"name": "x"}{"name": "y"}', "{'name': 'x'}", '{"name": "x",}'),
-    *(
-        b'{"name": "\xe9"}',
-        b'{"name": "\xf0\x9f\x98',
-        '{"name": "\ud800"}',
-        b'{"name": "\xc0\x80"}',
-    ),
-    *('{"name": "x\0"}', '{"name": "a\nb"}', "[" * 100_000, '{"name":' * 5000 + "1" + "}" * 5000),
+    *('{"name": "x"} x', "{'name': 'x'}", '{"name": "x",}', "[" * 100_000),
+    *(b'{"name": "\xe9"}', b'{"name": "\xf0\x9f\x98', '{"name": "\ud800"}', '{"name": "a\nb"}'),
+    '{"name":' * 5000 + "1" + "}" * 5000,
     json.dumps({"name": "x"} | {f"f{number}": 1 for number in range(10_000)}),
 ]
 # Invalid values, of each field.
 PROJECT_FIELDS = {
     "name": r'null true 5 ["x"] {"$ne":null} "" "\u0020\t" "\u3000" "x\u0000" "x\ud800" "\ud83d\u"'
-    rf' "\x41" NaN -Infinity 1e400 [1e400] 01 +1 {DIGITS} 0.{DIGITS * 20} {DEEP} "{"a" * 201}"'
-    rf' "{"a" * 200_000}" "{ACCENTS}" [{",".join([DIGITS[:4000]] * 50)}]',
+    rf' NaN -Infinity 1e400 [1e400] 01 {DIGITS} 0.{DIGITS * 20} {DEEP} "{"a" * 201}" "{ACCENTS}"',
     "description": rf'5 true [] "\u0000" "\ud800" NaN 1e400 {DIGITS} "{"a" * 10_001}"',
     "unknown": rf'1 1e400 NaN "\ud800" {DIGITS} {DEEP}',
 }
@@ -133,9 +120,9 @@ TASK_FIELDS = {
     "priority": f'1e2 5.0 -0.0 1.5 "5" true null [] 2147483648 -2147483649 NaN {DIGITS}',
     "completed": '0 1 "yes" "true" null []',
     "status": r'"done" "" 1 null true ["pending"] "pend\u0130ng" "pending\u0000"',
-    "due_date": r'"0000-00-00" "2023-02-29" "2023-13-01" "2023-W01-1" "2023-001" "20230101" "0"'
+    "due_date": r'"0000-00-00" "2023-02-29" "2023-W01-1" "20230101" "2023-1-1" "10000-01-01" ""'
     r' "1899-12-31" "9999-12-31" "2023-01-01T00:00:00" "\uff12023-01-01" "2023-01-01\n" "86400"'
-    ' "10000-01-01" "2023-1-1" "" "infinity" "today" "1699920000" 0 86400 1699920000 1.5 true',
+    ' "infinity" 0 86400 1.5 true',
     "assigned_to": f'0 -1 1.0 1e0 "1" true [1] {2**63} {-(2**63) - 1} {MISSING} {DIGITS}',
     "repository": r'"../user" "a/b?c" "a/b#c" "a/.." "a/b/c" "/a/b" "a/b\n" "a@b/c" "a" "a/" 5 ""'
     r' "-a/b" "a\\b/c" "https://evil.example/a/b" "a/%2e%2e" "a\uff0fb" "a/b\u0000" true []',
@@ -175,9 +162,8 @@ def test_an_invalid_field_is_refused_in_creates_and_in_updates(
     path, task = f"/projects/{project['id']}", f"/tasks/{create_task(admin, project)['id']}"
     refuses([message("POST /projects/", body=b) for b in with_fields(PROJECT_FIELDS, name="x")])
     refuses([message(f"POST {path}/tasks/", body=b) for b in with_fields(TASK_FIELDS, title="x")])
-    for method in ("PATCH", "PUT"):
-        refuses([message(f"{method} {path}", body=b) for b in with_fields(PROJECT_FIELDS)])
-        refuses([message(f"{method} {task}", body=b) for b in ["{}", *with_fields(TASK_FIELDS)]])
+    refuses([message(f"PUT {path}", body=b) for b in with_fields(PROJECT_FIELDS)])
+    refuses([message(f"PATCH {task}", body=b) for b in ["{}", *with_fields(TASK_FIELDS)]])
     projects = {"project_id": f'0 -1 {2**63} {MISSING} "1" true 1.0 [1] NaN'}
     refuses([message("POST /tasks/", body=b) for b in with_fields(projects, title="x")], 400, 404)
 
@@ -185,8 +171,8 @@ def test_an_invalid_field_is_refused_in_creates_and_in_updates(
 def test_an_invalid_account_or_login_is_refused(admin: Person, refuses: Refuses) -> None:
     accounts = with_fields(ACCOUNT_FIELDS, username="SERVICE", password=PASSWORD)
     refuses([message("POST /auth/register", body=body, key=None) for body in accounts])
-    user = sign_up(admin)
-    refuses([message(f"PATCH /users/{user.id}", body=b) for b in ["{}", *with_fields(USER_FIELDS)]])
+    path = f"PATCH /users/{sign_up(admin).id}"
+    refuses([message(path, body=b) for b in ["{}", *with_fields(USER_FIELDS)]])
     both = {"username": WORDS, "password": WORDS}
     logins = with_fields(both, username="ada", password="x")  # noqa: S106
     refuses([message("POST /auth/login", body=body, key=None) for body in [*logins, "[]"]])
@@ -199,41 +185,39 @@ TEXTS = ["x'); DROP TABLE tasks;--", "%s {0} $1 :title \\", "<script>alert(1)</s
 TEXTS += ["x \u202e y", "x \uffff", "\U0001f600" * 200, "x" + "\u0315" * 30]
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_any_other_text_is_stored_as_it_is(text: str, admin: Person) -> None:
-    project = create_project(admin, name=text, description=text)
-    assert project["name"] == text
-    assert project["description"] == text
-    assert create_task(admin, project, title=text)["title"] == text
+def test_any_other_text_is_stored_as_it_is(admin: Person) -> None:
+    for text in TEXTS:
+        project = create_project(admin, name=text, description=text)
+        assert project["name"] == text
+        assert project["description"] == text
 
 
 # -------------------------------------------------------------------------- paths, queries, headers
 
 IDS = f"""
-    0x1 abc null NaN -1 [1] %7B%7D 1,2 1'-- 1;SELECT%20pg_sleep(5) :id %00 1%00 %ff %ed%a0%80
-    1%2f2 1%252f2 %C2%B9 1.5 {2**63} {"9" * 30} {DIGITS}
+    0x1 abc NaN -1 [1] %7B%7D 1,2 1'-- 1;SELECT%20pg_sleep(5) :id %00 1%00 %ff %ed%a0%80
+    1%2f2 1%252f2 %C2%B9 1.5 {2**63} {DIGITS}
 """
 NOWHERE = f"""
     /tasks/{MISSING} /tasks/{2**63 - 1} /projects/{MISSING}/tasks/ /users/{MISSING} /nope%00 /%ff
-    /{MARKER} /%3Cscript%3E{MARKER} //evil.example/livez /tasks//1 /x/../livez /LIVEZ /livez.json
-    /api/v1/api/v1/livez /%2e%2e/etc/passwd /{"a/" * 2000}
+    /{MARKER} /%3Cscript%3E{MARKER} //evil.example /%2f%2fevil.example /\\evil.example /tasks//1
+    /x/../livez /LIVEZ /api/v1/api/v1/livez /api/v2/tasks /%2e%2e/etc/passwd /{"a/" * 2000}
 """
 QUERIES = f"""
-    limit=0 limit=-1 limit=4294967297 limit={2**64} limit=1e2 limit=5.5 limit=0x10 limit= limit[]=1
-    Limit=1 limit%00=1 =1 offset=-1 offset={2**63} offset={DIGITS} count=maybe completed=maybe
-    sort=version sort=id,priority sort=--id sort=id;DROP%20TABLE%20tasks status=done status=
-    sort=(SELECT%20pg_sleep(5)) status=pend%C4%B0ng assigned_to=me assigned_to=-1 q=%00 q=
-    q=x{"%CC%81" * 31} project_id={2**63} due_before=2023-02-29 due_before=0000-00-00 due_after=0
-    due_after=1699920000 due_after=10000-01-01 due_after=2023-W01-1 due_after=2023-01-01T00:00:00Z
+    limit=0 limit=-1 limit=201 limit={2**64} limit=1e2 limit=5.5 limit= limit[]=1 Limit=1 limit%00=1
+    =1 offset=-1 offset={2**63} offset={DIGITS} count=maybe completed=maybe sort=version status=
+    sort=id,priority sort=--id sort=id;DROP%20TABLE%20tasks status=done status=pend%C4%B0ng q=%00 q=
+    assigned_to=me assigned_to=-1 q=x{"%CC%81" * 31} project_id={2**63} due_before=2023-02-29
+    due_after=0 due_after=1699920000 due_after=10000-01-01 due_after=2023-01-01T00:00:00Z
     updated_after=0 updated_after=1699920000 updated_after=2023-01-01 repository=a%00/b statsu=done
     updated_after=9999-12-31T23:59:59-23:59 updated_after=0001-01-01T00:00:00%2B23:59
-    cursor=x cursor=1 cursor=%00 cursor=%ff cursor=%C3%BF cursor=-priority.1. cursor={"A" * 7000}
+    cursor=x cursor=1 cursor=%00 cursor=%C3%BF cursor=-priority.1. cursor={"A" * 7000}
     cursor=-priority.1.1;-- cursor=id.1.1 cursor=-priority.{2**63}.1 {"&p=1" * 500}
 """
 SEARCHES = """
     q='%20OR%20'1'='1 q=';DROP%20TABLE%20tasks;-- q=$1%20$$%20:id q=%7Btasks%7D%7B0%7D q=%25s%25(y)s
     q=%EF%BF%BF%EF%BF%BF q=Zqx%E2%80%AF assigned_to=9223372036854775807 due_before=1900-01-01
-    repository=..%2F.. offset=9007199254740991 cursor=-priority.999999999999999999.1
+    repository=..%2F.. offset=9007199254740991 cursor=-priority.999999999999999999.1 q=%ff q=%zz
 """
 MISMATCHED = ['"2"', 'W/"2"', '"99999999999999999999"', '"01"', '""', '"1\'--"']
 MISMATCHED += [",".join(f'"{number}"' for number in range(2, 999))]
@@ -252,20 +236,10 @@ def test_an_invalid_query_is_refused(refuses: Refuses) -> None:
     refuses([message("GET /tasks/?limit=0", key=None)], 401)
 
 
-@pytest.mark.parametrize("text", SEARCHES.split())
-@pytest.mark.parametrize("is_admin", [False, True])
-def test_text_in_a_query_is_searched_for_and_does_nothing_else(
-    is_admin: bool, text: str, admin: Person
-) -> None:
-    by = admin if is_admin else sign_up(admin)
-    assert ok(by.get(f"/tasks/?{text}")) == []
-
-
-@pytest.mark.parametrize("text", ["%ff", "%e2%82", "%ed%a0%80", "%zz"])
-def test_text_that_is_not_utf_8_is_refused_or_read_with_a_replacement(
-    text: str, own_service: Service
-) -> None:
-    assert send(own_service, message(f"GET /tasks/?q={text}")).status_code in (200, 400)
+def test_text_in_a_query_is_searched_for_and_does_nothing_else(admin: Person) -> None:
+    for text in SEARCHES.split():
+        assert ok(admin.get(f"/tasks/?{text}")) == [], text
+        assert ok(sign_up(admin).get(f"/tasks/?{text}")) == [], text
 
 
 def test_an_invalid_header_is_refused(admin: Person, refuses: Refuses) -> None:
@@ -278,11 +252,9 @@ def test_an_invalid_header_is_refused(admin: Person, refuses: Refuses) -> None:
 
 # ------------------------------------------------------------------------------------- credentials
 
-HS256 = {"alg": "HS256", "typ": "JWT"}
 API_KEYS = ["", MARKER, f"{KEYS[0]}\xe9", "\xff\xfe", "k" * 10_000, ",".join(KEYS), KEYS[0].upper()]
 AUTHORIZATIONS = ["", "Bearer", "Basic dXNlcjpwYXNz", "\xe9\xff \xff", 'Digest username="x"']
-AUTHORIZATIONS += ["Bearer ..", "Bearer null", "Bearer *.*.*", "Bearer \xff\xfe.\x80.\x80"]
-AUTHORIZATIONS += [f"Bearer {'.'.join(['a' * 3000] * 3)}"]
+AUTHORIZATIONS += ["Bearer ..", "Bearer *.*.*", f"Bearer {'.'.join(['a' * 3000] * 3)}"]
 CLAIMS: dict[str, list[Any]] = {
     "exp": [1, -1, float("inf"), -(10**30), 10**18, 10**30],
     "nbf": [2**40],
@@ -290,32 +262,21 @@ CLAIMS: dict[str, list[Any]] = {
     "sub": [str(MISSING), "0", "-1", "9" * 30, DIGITS, "1 OR 1=1", "1\0"],
     "password_changed_at": ["2027-01-01", "0001-01-01T00:00:00+23:59", "infinity"],
 }
+JWS = jwt.PyJWS()  # takes claims that PyJWT would not sign
 OF_ANY_CLAIM: list[Any] = [None, True, 5, "", "x", [1], {}, float("nan")]
-JOSE: list[Any] = [{"alg": alg} for alg in ("none", "None", "HS512", "RS256", ["HS256"])]
-JOSE += [{"typ": "JWT"}, ["HS256"], HS256 | {"crit": ["x"], "x": 1}, b'{"alg":"HS256\xff"}']
-JOSE += [f'{{"alg":"HS256","x":{x}}}'.encode() for x in (DIGITS, "[" * 5000 + "]" * 5000)]
-
-
-def forge(claims: Any, header: Any = HS256, secret: str = SECRET, digest: str = "sha256") -> str:
-    """A JWT that no library would write; parts of bytes are taken as they are."""
-    parts = [p if isinstance(p, bytes) else json.dumps(p).encode() for p in (header, claims)]
-    text = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
-    seal = base64.urlsafe_b64encode(hmac.digest(secret.encode(), text, digest))
-    return (text + b"." + seal.rstrip(b"=")).decode()
 
 
 def bad_tokens(token: str) -> list[str]:
     """Tokens that are no good, made from one that is."""
-    head, payload, seal = token.split(".")
-    claims = json.loads(base64.urlsafe_b64decode(payload + "=="))
-    payloads: list[Any] = [[claims], 5, None, b"{", b"\xff", b"[" * 10_000]
-    payloads += [claims | {claim: value} for claim in CLAIMS for value in CLAIMS[claim]]
+    claims = jwt.decode(token, options={"verify_signature": False})
+    payloads = [claims | {claim: value} for claim in CLAIMS for value in CLAIMS[claim]]
     payloads += [claims | {claim: value} for claim in claims for value in OF_ANY_CLAIM]
     payloads += [without(claims, claim) for claim in claims]
-    bad = [forge(payload) for payload in payloads] + [forge(claims, header) for header in JOSE]
-    bad += [forge(claims, {"alg": "HS512"}, digest="sha512"), forge(claims, secret="")]
-    bad += [f"{head}.{payload}.", f"{head}.{payload}", head, f"{token}.{seal}", token[:-4]]
-    return [*bad, forge(claims, {"alg": "none"}).rpartition(".")[0] + ".", f"{token} {token}"]
+    bad = [JWS.encode(json.dumps(payload).encode(), SECRET) for payload in payloads]
+    bad += [jwt.encode(claims, secret, "HS256") for secret in ("", f"{SECRET} ")]
+    bad += [jwt.encode(claims, SECRET, algorithm) for algorithm in ("HS512", "none")]
+    head, payload, seal = token.split(".")
+    return [*bad, f"{head}.{payload}.", f"{head}.{payload}", head, f"{token}.{seal}", token[:-4]]
 
 
 def test_bad_credentials_are_unauthorized(admin: Person, refuses: Refuses) -> None:
@@ -332,14 +293,11 @@ def test_bad_credentials_are_unauthorized(admin: Person, refuses: Refuses) -> No
     refuses([message("POST /auth/refresh", body=body, key=None) for body in bodies], 401)
     wrong = with_fields({"refresh_token": r'5 null {"$gt":""} "\ud800.a.b"'})
     refuses([message("POST /auth/refresh", body=body, key=None) for body in wrong])
-    again = ok(admin.post("/auth/refresh", json={"refresh_token": refresh}))
-    assert again["user"] == ok(person.get("/auth/me"))
 
 
 def test_no_byte_of_a_file_is_read_for_a_stranger(refuses: Refuses) -> None:
     for size in (f"Content-Length: {KIBIBYTE}", CHUNKED):
-        for key in ("wrong", None):
-            refuses([message("POST /upload/csv", MULTIPART, size, key=key)], 401)
+        refuses([message("POST /upload/csv", MULTIPART, size, key=k) for k in ("wrong", None)], 401)
 
 
 # ------------------------------------------------------------------------------ forms, types, sizes
@@ -358,6 +316,7 @@ def form(kind: str = "boundary=B", head: bytes = FILE_HEAD, content: bytes = CSV
 
 
 TOKEN_FORMS = [b"", b"username=ada", b"username=ada&password=", b"username=%00&password=x"]
+TOKEN_FORMS += [b"grant_type=refresh_token&username=ada&password=x"]
 TOKEN_FORMS += [b"\xff=1", b"&" * 16_000, b"&".join(b"f%d=1" % n for n in range(1500))]
 UPLOAD_FORMS = [
     *(form("boundary="), form("boundary=C"), form(f"boundary={'B' * 300}"), form("charset=utf-8")),
@@ -365,22 +324,22 @@ UPLOAD_FORMS = [
     message("POST /upload/csv", MULTIPART, body=b"--B--\r\n"),
     message("POST /upload/csv", MULTIPART, "Content-Length: 0"),
     form(content=b"x\r\n--B\r\n" + PART * 2000),
-    form(content=b"x\r\n--B\r\n" + FILE_HEAD + b"\r\n\r\ny"),
     form(head=FILE_HEAD.replace(b'"file"', b'"other"')),
     *(form(head=b"Content-Disposition: form-data"), form(head=b"")),
-    *(
-        form(head=FILE_HEAD + b"\r\nX: y" * 10_000),
-        form(head=FILE_HEAD + b"\r\nX:" + b"y" * 100_000),
-    ),
+    form(head=FILE_HEAD + b"\r\nX: y" * 10_000),
+    form(head=FILE_HEAD + b"\r\nX:" + b"y" * 100_000),
 ]
 FILENAMES = ["../../etc/passwd", "..\\boot.ini", "a\\\r\nX-Evil: 1.csv", "\u00a0", 'a"b.csv']
 FILENAMES += ["x" * 3000, "\u202e\u0130\U0001f600.csv", "%0d%0aX-Evil: 1", "\u2028", "\x01\x7f.csv"]
 
 
-@pytest.mark.parametrize("form", TOKEN_FORMS)
-def test_an_invalid_token_form_is_an_error_of_oauth2(form: bytes, own_service: Service) -> None:
-    answer = send(own_service, message("POST /auth/token", FORM, body=form, key=None))
-    assert refused(answer, 400, "body")["error"] == "invalid_request"
+def test_an_invalid_token_form_is_an_error_of_oauth2(own_service: Service) -> None:
+    for form in TOKEN_FORMS:
+        answer = send(own_service, message("POST /auth/token", FORM, body=form, key=None))
+        assert refused(answer, 400, "body")["error"] == "invalid_request"
+    other = message("POST /auth/token", FORM, body="grant_type=client_credentials", key=None)
+    problem = refused(send(own_service, other), 400, code="unsupported_grant_type")
+    assert problem["error"] == "unsupported_grant_type"
 
 
 def test_a_body_of_another_type_or_encoding_is_refused(refuses: Refuses) -> None:
@@ -392,15 +351,14 @@ def test_a_body_of_another_type_or_encoding_is_refused(refuses: Refuses) -> None
     refuses(UPLOAD_FORMS)
 
 
-@pytest.mark.parametrize("name", FILENAMES)
-def test_the_name_of_a_file_cannot_leave_its_header_or_its_folder(name: str, admin: Person) -> None:
-    found = finished(admin, upload(admin, f"project_id,title\n{MISSING},T\n", name))
-    assert found["rows_rejected"] == 1
-    assert re.fullmatch(r"[^/\\\x00-\x1f\x7f\u2028]{1,255}", found["filename"])
-    errors = admin.get(f"/uploads/{found['id']}/errors")
-    disposition = r"attachment; filename=\"[\w .()-]+\"; filename\*=UTF-8''[\w.()%~-]+"
-    assert re.fullmatch(disposition, errors.headers["Content-Disposition"], re.ASCII)
-    assert "X-Evil" not in errors.headers
+def test_the_name_of_a_file_cannot_leave_its_header_or_its_folder(admin: Person) -> None:
+    for name in FILENAMES:
+        found = finished(admin, upload(admin, f"project_id,title\n{MISSING},T\n", name))
+        assert re.fullmatch(r"[^/\\\x00-\x1f\x7f\u2028]{1,255}", found["filename"])
+        errors = admin.get(f"/uploads/{found['id']}/errors")
+        disposition = r"attachment; filename=\"[\w .()-]+\"; filename\*=UTF-8''[\w.()%~-]+"
+        assert re.fullmatch(disposition, errors.headers["Content-Disposition"], re.ASCII)
+        assert "X-Evil" not in errors.headers
 
 
 # The bytes that each kind of endpoint takes.
@@ -414,15 +372,12 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize("start", LIMITS)
-def test_a_body_over_the_limit_is_refused_whether_declared_or_chunked(
-    start: tuple[str, str], refuses: Refuses
-) -> None:
-    limit = LIMITS[start]
-    begun = b"--B\r\n" + FILE_HEAD + b"\r\n\r\n" if MULTIPART in start else MARKER.encode()
-    chunk = b"%x\r\n" % (limit + 1) + begun.ljust(limit + 1) + b"\r\n0\r\n\r\n"
-    declared = [message(*start, f"Content-Length: {size}") for size in (limit + 1, 10**12)]
-    refuses([*declared, message(*start, CHUNKED, body=chunk)], 413)
+def test_a_body_over_the_limit_is_refused_whether_declared_or_chunked(refuses: Refuses) -> None:
+    for start, limit in LIMITS.items():
+        begun = b"--B\r\n" + FILE_HEAD + b"\r\n\r\n" if MULTIPART in start else MARKER.encode()
+        chunk = b"%x\r\n" % (limit + 1) + begun.ljust(limit + 1) + b"\r\n0\r\n\r\n"
+        declared = [message(*start, f"Content-Length: {size}") for size in (limit + 1, 10**12)]
+        refuses([*declared, message(*start, CHUNKED, body=chunk)], 413)
 
 
 def test_a_body_of_the_limit_is_taken(admin: Person) -> None:
@@ -439,18 +394,23 @@ def test_an_unexpected_error_is_a_500_that_tells_nothing_and_keeps_the_connectio
 ) -> None:
     with serve(DATABASE_URL=database_url, tracebacks=True) as own:
         admin = own.client(X_API_Key=KEYS[0])
-        path = f"/projects/{create_project(admin)['id']}/tasks/"
+        project = create_project(admin)["id"]
         query(database_url, f"ALTER TABLE tasks ADD CONSTRAINT {MARKER} CHECK (title <> 'x')")
         before = stored(own)
         headers = {"Idempotency-Key": "failed", "X-Request-ID": "request-of-the-bug"}
-        failed = admin.post(path, json={"title": "x"}, headers=headers)
+        body = {"title": "x", "project_id": project}
+        failed = admin.post("/tasks/", json=body, headers=headers)
         assert "errors" not in refused(failed, 500, code="internal_error")
-        alive = admin.get("/livez")
-        ports = [
-            a.extensions["network_stream"].get_extra_info("client_addr") for a in (failed, alive)
+        wires = [
+            answer.extensions["network_stream"].get_extra_info("client_addr")
+            for answer in (failed, admin.get("/livez"))
         ]
-        assert ports[0] == ports[1], "the connection is kept"
+        assert wires[0] == wires[1], "the connection is kept"
         assert "request-of-the-bug" in own.log_text()
         assert stored(own) == before
+        given_up = finished(admin, upload(admin, f"project_id,title\n{project},x\n"))
+        assert given_up["state"] == "failed"
+        assert given_up["error"] == "An internal error occurred; see the log."
+        assert own.log_text().count(f"Import of upload {given_up['id']}: ") == 3
         query(database_url, f"ALTER TABLE tasks DROP CONSTRAINT {MARKER}")
-        assert ok(admin.post(path, json={"title": "x"}, headers=headers), 201)["title"] == "x"
+        assert ok(admin.post("/tasks/", json=body, headers=headers), 201)["title"] == "x"
