@@ -39,8 +39,9 @@ assert isinstance(tokens, Tokens) and tokens.user.role == Role.ADMIN
 client = AuthenticatedClient(sys.argv[1], tokens.access_token)
 problem = create_project.sync(client=client, body=ProjectCreate(" "))
 assert isinstance(problem, Problem) and problem.errors and problem.errors[0].loc == ["body", "name"]
-new = {"client": client, "body": ProjectCreate("2027"), "idempotency_key": "once"}
-first, again = (create_project.sync_detailed(**new) for _ in range(2))
+new = ProjectCreate("2027")
+first = create_project.sync_detailed(client=client, body=new, idempotency_key="once")
+again = create_project.sync_detailed(client=client, body=new, idempotency_key="once")
 assert isinstance(project := first.parsed, Project) and again.parsed == project
 known = read_project.sync_detailed(project.id, client=client, if_none_match=first.headers["ETag"])
 assert known.status_code == 304
