@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 import jwt
@@ -321,9 +321,7 @@ def test_ten_wrong_passwords_close_a_name_for_a_minute(user: Person, own_service
     ok(log_in(user, user.username))
 
 
-def test_a_stranger_lists_nothing_and_learns_no_version(
-    member: Person, user: Person, project: str
-) -> None:
+def test_a_stranger_learns_of_nothing(member: Person, user: Person, project: str) -> None:
     task = add_task(member, project)
     answer = user.get(f"/tasks/?project_id={project.rpartition('/')[2]}&count=true")
     assert ok(answer) == []
@@ -366,13 +364,17 @@ def test_users_see_and_change_themselves_but_not_their_role(member: Person, othe
 # ------------------------------------------------------------------------------- requests and lists
 
 
+Resource: TypeAlias = tuple[str, str]
+Key: TypeAlias = dict[str, str]
+
+
 @pytest.fixture(params=["name", "title"])
-def resource(request: pytest.FixtureRequest, admin: Person, project: str) -> tuple[str, str]:
+def resource(request: pytest.FixtureRequest, admin: Person, project: str) -> Resource:
     """The path of a project or a task, and a field of it."""
     return project if request.param == "name" else add_task(admin, project), request.param
 
 
-def test_a_known_version_is_a_304(resource: tuple[str, str], admin: Person) -> None:
+def test_a_known_version_is_a_304(resource: Resource, admin: Person) -> None:
     path, field = resource
     for known in ('"1"', 'W/"1"', "*", '"9", "1"'):
         answer = admin.get(path, headers={"If-None-Match": known})
@@ -383,9 +385,7 @@ def test_a_known_version_is_a_304(resource: tuple[str, str], admin: Person) -> N
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
-def test_a_change_of_another_version_is_refused(
-    method: str, resource: tuple[str, str], admin: Person
-) -> None:
+def test_a_change_of_another_version_fails(method: str, resource: Resource, admin: Person) -> None:
     path, field = resource
     current = ok(admin.patch(path, json={field: "Current"}))
     change = partial(admin.request, method, path, json={field: "N"} if method[0] == "P" else None)
@@ -397,7 +397,7 @@ def test_a_change_of_another_version_is_refused(
     assert change(headers={"If-Match": '"7", W/"2"'}).is_success
 
 
-def test_of_fifty_writers_with_one_etag_one_wins(resource: tuple[str, str], admin: Person) -> None:
+def test_of_fifty_writers_with_one_etag_one_wins(resource: Resource, admin: Person) -> None:
     path, field = resource
     write = partial(admin.patch, path, headers={"If-Match": '"1"'})
     answers = at_once(*[partial(write, json={field: f"N{n}"}) for n in range(50)])
@@ -406,13 +406,13 @@ def test_of_fifty_writers_with_one_etag_one_wins(resource: tuple[str, str], admi
 
 
 @pytest.fixture
-def key() -> dict[str, str]:
+def key() -> Key:
     return {"Idempotency-Key": secrets.token_hex(8)}
 
 
 @pytest.mark.parametrize("path", ["/projects/", "/tasks/", "/projects/{}/tasks/"])
 def test_a_retry_with_one_idempotency_key_gets_the_first_answer(
-    path: str, admin: Person, project: str, key: dict[str, str]
+    path: str, admin: Person, project: str, key: Key
 ) -> None:
     id = project.rpartition("/")[2]
     body = {"name" if path == "/projects/" else "title": "N", "description": "D"}
@@ -433,7 +433,7 @@ def test_a_retry_with_one_idempotency_key_gets_the_first_answer(
 
 
 def test_an_idempotency_key_belongs_to_one_caller_and_one_path(
-    admin: Person, member: Person, project: str, key: dict[str, str]
+    admin: Person, member: Person, project: str, key: Key
 ) -> None:
     for path in ("/tasks/", f"{project}/tasks/"):
         for caller in (member, admin):
@@ -442,9 +442,7 @@ def test_an_idempotency_key_belongs_to_one_caller_and_one_path(
             assert "Idempotent-Replayed" not in answer.headers
 
 
-def test_requests_at_once_with_one_idempotency_key_wait(
-    admin: Person, project: str, key: dict[str, str]
-) -> None:
+def test_requests_at_once_with_one_key_wait(admin: Person, project: str, key: Key) -> None:
     send = partial(admin.post, f"{project}/tasks/", json={"title": "T"}, headers=key)
     answers = at_once(*[send] * 8)
     (task,) = ok(admin.get(f"{project}/tasks/"))
@@ -452,9 +450,7 @@ def test_requests_at_once_with_one_idempotency_key_wait(
         assert ok(answer, 201) == task
 
 
-def test_a_retry_waits_in_bounded_time(
-    admin: Person, own_service: Service, key: dict[str, str]
-) -> None:
+def test_a_retry_waits_in_bounded_time(admin: Person, own_service: Service, key: Key) -> None:
     caller_id = ok(admin.get("/auth/me"))["id"]
     columns = "INSERT INTO idempotent_answers (caller_id, endpoint, key, body_digest)"
     first = f"{columns} VALUES ({caller_id}, 'POST /tasks', '{key['Idempotency-Key']}', '')"
@@ -465,7 +461,7 @@ def test_a_retry_waits_in_bounded_time(
 
 
 def test_an_idempotency_key_is_kept_for_24_hours(
-    admin: Person, own_service: Service, key: dict[str, str]
+    admin: Person, own_service: Service, key: Key
 ) -> None:
     create = partial(admin.post, "/tasks/", json={"title": "T"}, headers=key)
     first = created(admin, create())
@@ -635,7 +631,7 @@ def test_a_task_has_these_fields(admin: Person, user: Person) -> None:
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
 def test_a_change_keeps_what_it_leaves_out_and_null_clears(
-    method: str, resource: tuple[str, str], admin: Person, member: Person
+    method: str, resource: Resource, admin: Person, member: Person
 ) -> None:
     path, field = resource
     changes: list[dict[str, Any]] = [{field: "U"}, {"description": "D"}, {"description": None}]

@@ -162,7 +162,7 @@ HELD: dict[str, Callable[[Person], bytes]] = {
     ("held", "end"),
     [*(("a password", end) for end in ENDS), ("a project", "a demotion"), ("a file", "a demotion")],
 )
-def test_a_request_held_open_does_not_outlive_the_rights_of_its_caller(
+def test_a_held_request_does_not_outlive_the_rights_of_its_caller(
     end: str, held: str, admin: Person, own: Service
 ) -> None:
     person, other = sign_up(admin, "admin"), sign_up(admin)
@@ -212,9 +212,7 @@ def test_a_wait_for_a_hash_does_not_outlive_the_caller(admin: Person) -> None:
     ok(log_in(admin, other.username))
 
 
-def test_a_new_password_is_not_stored_over_one_that_came_meanwhile(
-    admin: Person, own: Service
-) -> None:
+def test_no_password_is_stored_over_one_that_came_meanwhile(admin: Person, own: Service) -> None:
     person = sign_up(admin)
     change = {"password": "another horse", "current_password": PASSWORD}
     with ThreadPoolExecutor(1) as pool:
@@ -274,11 +272,9 @@ BODIES = {
 }
 
 
-def test_no_request_holds_the_event_loop(
-    own: Service, watch: Watch, subtests: pytest.Subtests
-) -> None:
+def test_no_request_holds_the_event_loop(own: Service, watch: Watch) -> None:
     for kind, text in BODIES.items():
-        with subtests.test(kind), watch(kind):
+        with watch(kind):
             for _ in range(5):
                 assert send(own, text).status_code in (400, 401)
 
@@ -291,22 +287,18 @@ FILES = {
 }
 
 
-def test_no_file_holds_the_event_loop_or_is_kept(
-    admin: Person, own: Service, watch: Watch, subtests: pytest.Subtests
-) -> None:
+def test_no_file_holds_the_event_loop(admin: Person, own: Service, watch: Watch) -> None:
     size = "SELECT pg_database_size(current_database())"
     before = query(own.database_url, size)[0][0]
     for kind, content in FILES.items():
         sent = admin.build_request("POST", "/upload/csv", files={"file": HEADER + content})
         sent.read()  # before the time is measured
-        with subtests.test(kind), watch(kind):
+        with watch(kind):
             refused(admin.send(sent), 400, "body", "file")
     assert query(own.database_url, size)[0][0] - before < MEBIBYTE
 
 
-def test_rows_of_16384_columns_are_rejected_and_other_files_go_on(
-    admin: Person, watch: Watch
-) -> None:
+def test_rows_of_16384_columns_are_rejected_while_others_go_on(admin: Person, watch: Watch) -> None:
     project = create_project(admin)["id"]
     wide = b"%d,T" % project + b",x" * 16_382 + b"\n"
     with watch("500 rows of 16,384 columns"):
@@ -410,9 +402,7 @@ def test_a_flood_delays_neither_sign_ins_nor_refusals(
     assert statuses(answers).keys() <= {200, 201, 429, 503}
 
 
-def test_a_name_in_the_settings_gives_no_rights_to_who_registered_it_before(
-    admin: Person, own: Service
-) -> None:
+def test_a_name_in_the_settings_gives_a_stranger_no_rights(admin: Person, own: Service) -> None:
     name = sign_up(admin).username
     settings: Any = {"ADMIN_USERNAME": name.upper(), "ADMIN_PASSWORD": "the operator"}
     with serve(DATABASE_URL=own.database_url, **settings) as again, again.client() as nobody:
@@ -470,7 +460,7 @@ def test_a_statement_that_takes_too_long_is_no_outage(admin: Person, own: Servic
 
 
 def test_files_being_read_cost_others_nothing(admin: Person, own: Service, watch: Watch) -> None:
-    content = HEADER + b"999999999,T\n" * 20_000
+    content = HEADER + b"999999999,T\n" * 10_000
     sent = admin.build_request("POST", "/upload/csv", files={"file": content})
     sent.read()  # before the time is measured
     with watch("twelve files"):

@@ -155,9 +155,7 @@ def test_a_body_that_is_no_object_is_refused(refuses: Refuses) -> None:
     refuses([message("POST /projects/", JSON, "Content-Length: 0")])
 
 
-def test_an_invalid_field_is_refused_in_creates_and_in_updates(
-    admin: Person, refuses: Refuses
-) -> None:
+def test_an_invalid_field_is_refused_in_every_write(admin: Person, refuses: Refuses) -> None:
     project = create_project(admin)
     path, task = f"/projects/{project['id']}", f"/tasks/{create_task(admin, project)['id']}"
     refuses([message("POST /projects/", body=b) for b in with_fields(PROJECT_FIELDS, name="x")])
@@ -389,7 +387,7 @@ def test_a_body_of_the_limit_is_taken(admin: Person) -> None:
 # ------------------------------------------------------------------------------------------- a bug
 
 
-def test_an_unexpected_error_is_a_500_that_tells_nothing_and_keeps_the_connection(
+def test_a_bug_is_a_500_that_tells_nothing_and_keeps_the_connection(
     database_url: str,
 ) -> None:
     with serve(DATABASE_URL=database_url, tracebacks=True) as own:

@@ -37,7 +37,7 @@ def test_a_renamed_repository_is_followed(admin: Person, github: GitHub) -> None
     assert link(admin, redirect(github, name))["repository"] == name
 
 
-def test_an_unknown_and_a_private_repository_are_refused_and_remembered(
+def test_a_missing_or_private_repository_is_refused_and_remembered(
     admin: Person, github: GitHub
 ) -> None:
     private = github.has(private=True, description="A secret")
@@ -79,7 +79,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_github_is_reported_and_nothing_is_stored(
+def test_a_fault_of_github_is_told_and_nothing_is_stored(
     fault: str, admin: Person, github: GitHub
 ) -> None:
     status, code, answer = FAULTS[fault]

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -19,6 +19,7 @@ from tests.service import KEYS, PASSWORD, NewDatabase, Person, Service, ok
 
 INT64 = r"id|.*_id|created_by|assigned_to|repository_stars|offset"
 INT32 = r"priority|version|status|limit|expires_in|rows_\w+"
+Nodes: TypeAlias = list[tuple[str, Any]]
 
 
 @dataclass
@@ -34,6 +35,9 @@ class Operation:
         self.success = min(self.responses)
 
 
+Operations: TypeAlias = list[Operation]
+
+
 @pytest.fixture(scope="module")
 def document(nobody: Person) -> Any:
     return ok(nobody.get("/openapi.json"))
@@ -45,13 +49,13 @@ def schemas(document: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def operations(document: Any) -> list[Operation]:
+def operations(document: Any) -> Operations:
     paths = document["paths"].items()
     return [Operation(method, path, it) for path, its in paths for method, it in its.items()]
 
 
 @pytest.fixture(scope="module")
-def nodes(document: Any) -> list[tuple[str, Any]]:
+def nodes(document: Any) -> Nodes:
     """All objects of the document; a schema has the name of its property or parameter."""
 
     def walk(node: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -72,24 +76,19 @@ def test_a_validator_has_no_complaint(document: Any) -> None:
     assert list(validator.OpenAPIV31SpecValidator(document).iter_errors()) == []
 
 
-def test_schemas_have_names_that_clients_can_use(
-    schemas: Any, nodes: list[tuple[str, Any]]
-) -> None:
+def test_schemas_have_names_that_clients_can_use(schemas: Any, nodes: Nodes) -> None:
     models = "ProjectCreate ProjectUpdate TaskCreate TaskCreateAnywhere TaskUpdate UserCreate"
     assert schemas.keys() >= {*models.split(), "UserUpdate", "Project", "Task", "Problem"}
     assert [name for name in schemas if not re.fullmatch("[A-Z][A-Za-z]+", name)] == []
     enums = {name for name, node in nodes if "enum" in node}
     assert enums == {"TaskStatus", "TaskSort", "Role", "UploadState", "code", "error"}
-
-
-def test_sorts_have_names_that_say_their_direction(schemas: Any) -> None:
-    sort = schemas["TaskSort"]
-    for value, name in zip(sort["enum"], sort["x-enum-varnames"], strict=True):
+    sorts = schemas["TaskSort"]
+    for value, name in zip(sorts["enum"], sorts["x-enum-varnames"], strict=True):
         direction = "DESCENDING" if value.startswith("-") else "ASCENDING"
         assert name == f"{value.removeprefix('-').upper()}_{direction}"
 
 
-def test_integers_have_their_width_and_no_bound_overflows_it(nodes: list[tuple[str, Any]]) -> None:
+def test_integers_have_their_width_and_no_bound_overflows_it(nodes: Nodes) -> None:
     integers = [(name, node) for name, node in nodes if node.get("type") == "integer"]
     formats = {name: node.get("format") for name, node in integers}
     assert {"id", "assigned_to", "priority", "version"} <= formats.keys()
@@ -102,7 +101,7 @@ def test_integers_have_their_width_and_no_bound_overflows_it(nodes: list[tuple[s
 
 
 def test_patterns_are_valid_in_javascript_and_stand_beside_words(
-    nodes: list[tuple[str, Any]],
+    nodes: Nodes,
 ) -> None:
     patterns: dict[str, bool] = {}
     for _, node in nodes:
@@ -124,15 +123,13 @@ def test_a_refusal_is_typed_down_to_its_errors(schemas: Any) -> None:
     assert own_fields == {"error", "error_description"}
 
 
-def test_operations_have_the_names_of_their_functions(operations: list[Operation]) -> None:
+def test_operations_have_the_names_of_their_functions(operations: Operations) -> None:
     routes: list[Any] = [*main.public.routes, *main.api.routes, *main.admin.routes]
     names = {route.name for route in routes if route.include_in_schema}
     assert sorted(it.name for it in operations) == sorted(names)
 
 
-def test_operations_name_the_credentials_they_take(
-    document: Any, operations: list[Operation]
-) -> None:
+def test_operations_name_the_credentials_they_take(document: Any, operations: Operations) -> None:
     public = [getattr(route, "name", "") for route in main.public.routes]
     for it in operations:
         schemes = [*it.fields.get("security", [])]
@@ -142,7 +139,7 @@ def test_operations_name_the_credentials_they_take(
     assert flow["refreshUrl"] == flow["tokenUrl"]
 
 
-def test_operations_list_the_headers_that_they_heed_and_answer(operations: list[Operation]) -> None:
+def test_operations_list_the_headers_that_they_heed_and_answer(operations: Operations) -> None:
     csv, location, version = {"Content-Disposition"}, {"Location"}, {"ETag"}
     answered = {"download": csv, "export": csv, "register": location, "upload": location}
     answered |= {"create": {"Location", "ETag", "Idempotent-Replayed"}, "delete": set()}
@@ -157,7 +154,7 @@ def test_operations_list_the_headers_that_they_heed_and_answer(operations: list[
         assert ("304" in it.responses) == ("If-None-Match" in it.parameters), it.name
 
 
-def test_refusals_are_typed_and_stand_by_code(operations: list[Operation]) -> None:
+def test_refusals_are_typed_and_stand_by_code(operations: Operations) -> None:
     rules: dict[str, Callable[[Operation], object]] = {
         "invalid_input": lambda it: it.parameters or it.method == "patch",
         "unauthenticated": lambda it: "security" in it.fields,
@@ -181,7 +178,7 @@ def test_refusals_are_typed_and_stand_by_code(operations: list[Operation]) -> No
         assert "Retry-After" in it.responses["default"]["headers"], it.name
 
 
-def test_parameters_have_sentences_and_only_filters_no_example(operations: list[Operation]) -> None:
+def test_parameters_have_sentences_and_only_filters_no_example(operations: Operations) -> None:
     for it in operations:
         for name, parameter in it.parameters.items():
             assert re.search(r"\w .*\.$", parameter["description"]), f"{it.name}: {name}"
@@ -190,9 +187,7 @@ def test_parameters_have_sentences_and_only_filters_no_example(operations: list[
             assert "anyOf" not in parameter["schema"], f"{it.name}: {name} is never null"
 
 
-def test_every_answer_has_an_example_of_its_schema(
-    document: Any, operations: list[Operation]
-) -> None:
+def test_every_answer_has_an_example_of_its_schema(document: Any, operations: Operations) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="see requirements-dev.txt")
     for it in operations:
         for answer in it.responses.values():
@@ -203,7 +198,7 @@ def test_every_answer_has_an_example_of_its_schema(
 
 
 def test_every_example_works(
-    schemas: Any, operations: list[Operation], new_database: NewDatabase
+    schemas: Any, operations: Operations, new_database: NewDatabase
 ) -> None:
     """On a fresh service; a task is created after its project, and deleted before it."""
     form = schemas["TokenForm"]["properties"].items()  # Swagger UI fills it in field by field
