@@ -69,20 +69,15 @@ def test_a_file_of_a_program_becomes_its_tasks(path: Path, admin: Person) -> Non
 
 
 LAYOUTS = {
-    "semicolons": "project_id;title;priority\n{p};A;1\n",
-    "tabs": "project_id\ttitle\tpriority\n{p}\tA\t1\n",
     "sep=": "sep=;\r\nproject_id;title;priority\r\n{p};A;1\r\n",
     "SEP=,": "SEP=,\nproject_id,title,priority\n{p},A,1\n",
-    "a byte order mark": "\ufeffproject_id,title,priority\n{p},A,1\n",
     "CR alone": "project_id,title,priority\r{p},A,1\r",
     "no end of the last line": "project_id,title,priority\r\n{p},A,1",
     "padding": "project_id,title,priority,,\n{p},A,1,,\n,,,,\n,,,,\n",
     "blank lines": "project_id,title,priority\n\n\n{p},A,1\n\r\n \n",
     "cells missing at the end": "project_id,priority,title,due_date,repository\n{p},1,A\n",
     "cells that are empty": "project_id,title,priority,due_date,assigned_to\n{p},A,1,,\n",
-    "floats": "project_id,title,priority,assigned_to\n{p}.0,A,1.0,\n",
     "another order and case": " Priority , TITLE ,Project_ID\n1, A ,{p}\n",
-    "quoted names": '"project_id";"title";"priority"\n"{p}";"A";"1"\n',
 }
 
 
@@ -105,7 +100,6 @@ REFUSED: dict[str, tuple[str | bytes, str, str]] = {
     "an empty file": ("", "Line 1: ", "project_id is missing"),
     "another column": ("project_id,title,colour\n1,A,red\n", "Line 1: ", "“colour”"),
     "a column twice": ("project_id,title,title\n1,A,B\n", "Line 1: ", "title is there twice"),
-    "a column too few": ("title\nA\n", "Line 1: ", "project_id is missing"),
     "names under sep=": ("sep=;\nproject_id;name\n", "Line 2: ", "“name”"),
     "Latin-1": (b"project_id,title\n1,A\n1,Gr\xfc\xdfe\n", "Line 3: ", "CSV UTF-8"),
     "UTF-16": ("project_id,title\n1,A\n".encode("utf-16"), "Line 1: ", "CSV UTF-8"),
