@@ -130,14 +130,12 @@ def claims_of(token: str) -> dict[str, Any]:
     return jwt.decode(token, options={"verify_signature": False})
 
 
-def test_without_settings_it_brings_its_own_database_and_keeps_its_key(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"folder": tmp_path, "API_KEY": "", "JWT_SECRET_KEY": ""}
-    with serve("--http", "auto", **options, DATA_DIR=str(tmp_path)) as own:
+def test_without_settings_it_brings_its_own_database_and_prints_a_key(tmp_path: Path) -> None:
+    unset: Any = {"API_KEY": "", "JWT_SECRET_KEY": "", "DATA_DIR": str(tmp_path)}
+    with serve("--http", "auto", folder=tmp_path, **unset) as own:
         (key,) = re.findall(r"X-API-Key: (\S+)$", own.log_text(), re.MULTILINE)
         client = own.client(X_API_Key=key)
-        task = created(client, client.post("/tasks/", json={"title": "T"}))
-    with serve("--http", "auto", **options, DATA_DIR=str(tmp_path)) as own:
-        assert ok(own.client(X_API_Key=key).get("/tasks/")) == [task]
+        created(client, client.post("/tasks/", json={"title": "T"}))
 
 
 def test_the_settings_name_an_admin_and_how_long_tokens_last(boss: Person) -> None:

@@ -141,11 +141,11 @@ def test_each_route_lets_in_whom_the_table_says(
                     assert answer.status_code < 400, answer.text
                 else:
                     refused(answer, int(expected))
-                    assert visitors.read() == visitors.state
+                    assert route.startswith("GET") or visitors.read() == visitors.state
                 if expected == "404" or (guard == ADMINS and name != "admin"):
                     missing = visitors.visit(name, route, **dict.fromkeys(visitors.ids, MISSING))
                     assert without(missing.json(), "instance") == without(answer.json(), "instance")
-            if visitors.read() != visitors.state:
+            if not route.startswith("GET") and visitors.read() != visitors.state:
                 visitors.renew()
 
 
