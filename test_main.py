@@ -344,6 +344,7 @@ def test_only_admins_assign_tasks_to_others(member: Person, other: Person, proje
     task = add_task(member, project, assigned_to=member.id)
     for_other = {"title": "T", "assigned_to": other.id}
     refused(member.post(f"{project}/tasks/", json=for_other), 403, code="forbidden")
+    ok(member.post(f"{project}/tasks/", json=for_other | {"assigned_to": None}), 201)
     for assignee in (None, member.id, other.id):
         refused(member.patch(task, json={"assigned_to": assignee}), 403, code="forbidden")
 
@@ -376,7 +377,7 @@ def test_a_known_version_is_a_304(resource: Resource, admin: Person) -> None:
         answer = admin.get(path, headers={"If-None-Match": known})
         assert answer.status_code == 304, known
         assert answer.headers["ETag"] == '"1"'
-    changed = ok(admin.patch(path, json={field: "N"}))
+    changed = ok(admin.patch(path, json={field: "N"}, headers={"If-Match": "*"}))
     assert ok(admin.get(path, headers={"If-None-Match": '"1"'})) == changed
 
 
@@ -500,15 +501,6 @@ def test_a_walk_gives_each_row_once_while_others_come(admin: Person, user: Perso
     more_urgent = partial(add_task, admin, project, priority=1)
     walked = walk(user, "/tasks/?limit=3&offset=2", between=more_urgent)
     assert [f"/tasks/{task['id']}" for task in walked] == tasks[2:]
-
-
-def test_a_damaged_cursor_and_an_unknown_parameter_are_refused(path: str, admin: Person) -> None:
-    url = httpx.URL(admin.get(f"{path}?limit=2&sort=due_date").links["next"]["url"])
-    refused(admin.get(url.copy_set_param("cursor", "x")), 400, "query", "cursor")
-    refused(admin.get(url.copy_set_param("sort", "-due_date")), 400, "query", "cursor")
-    refused(admin.get(url.copy_set_param("offset", "1")), 400, "query", "offset")
-    for listed in (path, "/tasks/", "/projects/", "/users/", "/uploads/"):
-        refused(admin.get(f"{listed}?statsu=pending"), 400, "query", "statsu")
 
 
 # ----------------------------------------------------------------------------------------- accounts

@@ -426,20 +426,20 @@ def test_before_the_database_was_reached_no_token_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def crowded(own: Service, admin: Person) -> tuple[Person, str]:
-    """A member of a project with 2,000 long tasks and 20,000 others, and the path of its tasks."""
+    """A member of a project with 5,000 long tasks and 50,000 others, and the path of its tasks."""
     member = sign_up(admin)
     project = create_project(admin, member)
     sql = """
         INSERT INTO tasks (project_id, created_by, title, priority, description)
         SELECT $1, 1, 'T', n % 10, CASE WHEN n % 11 = 0 THEN repeat(md5(n::text), 300) END
-        FROM generate_series(1, 22000) AS n
+        FROM generate_series(1, 55000) AS n
     """
     query(own.database_url, sql, project["id"])
     query(own.database_url, "ANALYZE tasks")
     return member, f"/projects/{project['id']}/tasks/"
 
 
-@pytest.mark.parametrize("parameters", ["q=zz", "count=true", "sort=due_date", "offset=21000"])
+@pytest.mark.parametrize("parameters", ["q=zz", "count=true", "sort=due_date", "offset=54000"])
 def test_who_reads_many_rows_does_not_delay_others(
     parameters: str, crowded: tuple[Person, str], watch: Watch
 ) -> None:

@@ -150,9 +150,11 @@ def with_fields(fields: dict[str, str], **valid: str) -> list[str]:
     return objects
 
 
-def test_a_body_that_is_no_object_is_refused(refuses: Refuses) -> None:
+def test_a_body_that_is_no_object_is_refused(admin: Person, refuses: Refuses) -> None:
     refuses([message("POST /projects/", body=body) for body in DOCUMENTS])
     refuses([message("POST /projects/", JSON, "Content-Length: 0")])
+    many = refused(admin.post("/projects/", json={f"f{n}": 1 for n in range(101)}), 400, "body")
+    assert many["errors"][0]["msg"] == "Expected at most 100 fields"
 
 
 def test_an_invalid_field_is_refused_in_every_write(admin: Person, refuses: Refuses) -> None:
@@ -210,7 +212,8 @@ QUERIES = f"""
     updated_after=0 updated_after=1699920000 updated_after=2023-01-01 repository=a%00/b statsu=done
     updated_after=9999-12-31T23:59:59-23:59 updated_after=0001-01-01T00:00:00%2B23:59
     cursor=x cursor=1 cursor=%00 cursor=%C3%BF cursor=-priority.1. cursor={"A" * 7000}
-    cursor=-priority.1.1;-- cursor=id.1.1 cursor=-priority.{2**63}.1 {"&p=1" * 500}
+    cursor=-priority.1.1;-- cursor=priority.1.1 cursor=-priority.{2**63}.1 {"&p=1" * 500}
+    cursor=-priority.1.1&offset=1
 """
 SEARCHES = """
     q='%20OR%20'1'='1 q=';DROP%20TABLE%20tasks;-- q=$1%20$$%20:id q=%7Btasks%7D%7B0%7D q=%25s%25(y)s
@@ -231,6 +234,8 @@ def test_a_path_to_nothing_is_not_found_or_invalid(refuses: Refuses) -> None:
 
 def test_an_invalid_query_is_refused(refuses: Refuses) -> None:
     refuses([message(f"GET /tasks/?{text}") for text in QUERIES.split()])
+    lists = ("/projects/", "/users/", "/uploads/", "/projects/1/members/", "/projects/1/tasks/")
+    refuses([message(f"GET {path}?statsu=done") for path in lists])
     refuses([message("GET /tasks/?limit=0", key=None)], 401)
 
 

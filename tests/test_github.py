@@ -32,9 +32,10 @@ def redirect(github: GitHub, name: str) -> str:
     return github.answers_for(reply({}, 301, Location=f"{github.base}repos/{name}"))
 
 
-def test_a_renamed_repository_is_followed(admin: Person, github: GitHub) -> None:
-    name = github.has()
+def test_only_a_redirect_leads_to_another_name(admin: Person, github: GitHub) -> None:
+    name, other = github.has(), github.has(full_name="octo/other")
     assert link(admin, redirect(github, name))["repository"] == name
+    assert link(admin, other)["repository"] == other
 
 
 def test_a_missing_or_private_repository_is_refused_and_remembered(
