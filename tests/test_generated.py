@@ -163,7 +163,7 @@ def test_a_go_client_is_generated_compiled_and_used(arguments: list[str], tmp_pa
     run(tmp_path, "go", "run", "use.go", *arguments, **paths)
 
 
-SHORT = "--max-examples=1 --generation-deterministic --phases=fuzzing,stateful"
+SHORT = "--max-examples=1 --generation-deterministic --phases=fuzzing"
 LONG = "--max-examples=10 --seed=1"
 
 
