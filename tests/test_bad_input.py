@@ -42,7 +42,6 @@ MULTIPART = "Content-Type: multipart/form-data; boundary=B"
 CHUNKED = "Transfer-Encoding: chunked"
 KIBIBYTE = 1024
 CASE_SECONDS = 2.0  # within which each case is answered
-MOST_ERRORS = 20
 
 
 def message(start: str, *headers: str, body: bytes | str = b"", key: str | None = KEYS[0]) -> bytes:
@@ -90,7 +89,7 @@ def refuses(own_service: Service, subtests: pytest.Subtests) -> Refuses:
             with subtests.test(f"{text[:110]!r}"):
                 answer = send(own_service, text)
                 assert answer.status_code in (statuses or (400,)), answer.text[:300]
-                assert len(refused(answer, answer.status_code).get("errors", [])) <= MOST_ERRORS
+                assert len(refused(answer, answer.status_code).get("errors", [])) <= 20
                 assert "Location" not in answer.headers
         assert stored(own_service) == before
 
@@ -220,8 +219,7 @@ SEARCHES = """
     q=%EF%BF%BF%EF%BF%BF q=Zqx%E2%80%AF assigned_to=9223372036854775807 due_before=1900-01-01
     repository=..%2F.. offset=9007199254740991 cursor=-priority.999999999999999999.1 q=%ff q=%zz
 """
-MISMATCHED = ['"2"', 'W/"2"', '"99999999999999999999"', '"01"', '""', '"1\'--"']
-MISMATCHED += [",".join(f'"{number}"' for number in range(2, 999))]
+MISMATCHED = ['"99999999999999999999"', '"01"', '""', ",".join(f'"{n}"' for n in range(2, 999))]
 MALFORMED = ["1", '"1', "'1'", "\u00b9", MARKER, "**"]
 
 
@@ -322,13 +320,12 @@ TOKEN_FORMS = [b"", b"username=ada", b"username=ada&password=", b"username=%00&p
 TOKEN_FORMS += [b"grant_type=refresh_token&username=ada&password=x"]
 TOKEN_FORMS += [b"\xff=1", b"&" * 16_000, b"&".join(b"f%d=1" % n for n in range(1500))]
 UPLOAD_FORMS = [
-    *(form("boundary="), form("boundary=C"), form(f"boundary={'B' * 300}"), form("charset=utf-8")),
+    *(form("boundary="), form("boundary=C"), form("charset=utf-8"), form(head=b"")),
     *(form("boundary=B; charset=undefined"), form()[: -len(END)] + b" " * len(END)),
     message("POST /upload/csv", MULTIPART, body=b"--B--\r\n"),
-    message("POST /upload/csv", MULTIPART, "Content-Length: 0"),
     form(content=b"x\r\n--B\r\n" + PART * 2000),
     form(head=FILE_HEAD.replace(b'"file"', b'"other"')),
-    *(form(head=b"Content-Disposition: form-data"), form(head=b"")),
+    form(head=b"Content-Disposition: form-data"),
     form(head=FILE_HEAD + b"\r\nX: y" * 10_000),
     form(head=FILE_HEAD + b"\r\nX:" + b"y" * 100_000),
 ]
@@ -368,7 +365,6 @@ def test_the_name_of_a_file_cannot_leave_its_header_or_its_folder(admin: Person)
 LIMITS = {
     ("POST /auth/login", JSON): 16 * KIBIBYTE,
     ("POST /auth/token", FORM): 16 * KIBIBYTE,
-    ("POST /auth/register", JSON): 16 * KIBIBYTE,
     ("POST /projects/", JSON): 256 * KIBIBYTE,
     ("PATCH /users/1", JSON): 256 * KIBIBYTE,
     ("POST /upload/csv", MULTIPART): 65 * KIBIBYTE * KIBIBYTE,

@@ -52,9 +52,6 @@ def read_errors(admin: Person, done: Any) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(answer.text, newline="")))
 
 
-# --------------------------------------------------------------------------------------- in
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_file_of_a_program_becomes_its_tasks(path: Path, admin: Person) -> None:
     project = create_project(admin)
@@ -189,9 +186,6 @@ def test_a_table_in_any_dialect_reads_as_it_was(
     writer.writerows([["project_id", "title"], *rows])
     read = [row for _, row in read_rows(io.BytesIO(buffer.getvalue().encode()))]
     assert read == [["project_id", "title"], *rows]
-
-
-# --------------------------------------------------------------------------------------- out
 
 
 @given(text=cells)
