@@ -128,8 +128,8 @@ def watch(own: Service) -> Iterator[Watch]:
             seconds = json.loads(probe.stdout.readline())  # type: ignore[union-attr]
             return float(seconds[int(len(seconds) * 0.99)]) if seconds else 0
 
-        wait_until(lambda: read_p99(0.1))
-        quiet = read_p99(0.5)
+        wait_until(lambda: read_p99(0.05))
+        quiet = read_p99(0.25)
 
         @contextmanager
         def watch(sentence: str) -> Iterator[None]:
@@ -172,7 +172,7 @@ def test_a_held_request_does_not_outlive_the_rights_of_its_caller(
     text = HELD[held](other).replace(b"X-API-Key: first-key", token)
     with own.connect() as wire:
         wire.sendall(text[:-5])
-        time.sleep(0.2)  # the service has what was sent
+        time.sleep(0.1)  # the service has what was sent
         ok(admin.patch(f"/users/{person.id}", json=change))
         wire.sendall(text[-5:])
         answer = wire.makefile("rb").read()
@@ -433,12 +433,12 @@ def test_before_the_database_was_reached_no_token_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def crowded(own: Service, admin: Person) -> tuple[Person, str]:
-    """A member of a project with 5,000 long tasks and 50,000 others, and the path of its tasks."""
+    """A member of a project with 2,500 long tasks and 52,500 others, and the path of its tasks."""
     member = sign_up(admin)
     project = create_project(admin, member)
     sql = """
         INSERT INTO tasks (project_id, created_by, title, priority, description)
-        SELECT $1, 1, 'T', n % 10, CASE WHEN n % 11 = 0 THEN repeat(md5(n::text), 300) END
+        SELECT $1, 1, 'T', n % 10, CASE WHEN n % 22 = 0 THEN repeat(md5(n::text), 300) END
         FROM generate_series(1, 55000) AS n
     """
     query(own.database_url, sql, project["id"])

@@ -119,6 +119,7 @@ def arguments(nobody: Person, new_database: NewDatabase, tmp_path: Path) -> Iter
         yield [own.url, "boss", PASSWORD]
 
 
+@pytest.mark.drill
 def test_a_python_client_is_generated_typed_and_used(arguments: list[str], tmp_path: Path) -> None:
     pytest.importorskip("openapi_python_client", reason="see requirements-dev.txt")
     (tmp_path / "config.json").write_text('{"post_hooks": []}')  # they format the files
