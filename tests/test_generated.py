@@ -1,7 +1,7 @@
 """What others make of the OpenAPI document: clients, and requests by schemathesis.
 
-The drills generate TypeScript and Go clients, and 4,000 requests and more. schemathesis loads this
-file for its hooks, too: they are at the end.
+The drills generate Python, TypeScript and Go clients, and 4,000 requests and more. schemathesis
+loads this file for its hooks, too: they are at the end.
 """
 
 import json
