@@ -503,37 +503,6 @@ def test_a_walk_gives_each_row_once_while_others_come(admin: Person, user: Perso
     assert [f"/tasks/{task['id']}" for task in walked] == tasks[2:]
 
 
-# ----------------------------------------------------------------------------------------- accounts
-
-
-def test_a_username_or_email_is_taken_whatever_its_case(admin: Person, user: Person) -> None:
-    name = new_name()
-    created(admin, register(admin, name, email=f"{name}@example.org"))
-    refused(register(admin, name.upper()), 409, code="name_taken")
-    refused(register(admin, "Service"), 409, code="name_taken")
-    email = f"{name.upper()}@example.org"
-    refused(register(admin, new_name(), email=email), 409, code="name_taken")
-    refused(user.patch(f"/users/{user.id}", json={"email": email}), 409, code="name_taken")
-    assert ok(user.get("/auth/me"))["email"] is None
-
-
-def test_a_user_is_changed_field_by_field(admin: Person, user: Person) -> None:
-    path, before = f"/users/{user.id}", ok(user.get("/auth/me"))
-    expected = {"username": user.username, "email": None, "role": "user", "is_active": True}
-    assert without(before, "id", "created_at") == expected
-    email = {"email": f"{user.username}@example.org"}
-    assert ok(user.patch(path, json=email)) == before | email
-    assert ok(admin.patch(path, json={"role": "admin"})) == before | email | {"role": "admin"}
-    assert ok(user.patch(path, json={"email": None, "role": "user"})) == before
-    assert ok(admin.get(path)) == before
-    refused(admin.patch(f"/users/{MISSING}", json=email), 404, code="not_found")
-
-
-def test_a_password_is_the_same_however_its_accents_are_composed(admin: Person) -> None:
-    user = sign_up(admin, password="cr\u00e8me br\u00fbl\u00e9e")  # noqa: S106
-    ok(log_in(admin, user.username, "cre\u0300me bru\u0302le\u0301e"))
-
-
 # ----------------------------------------------------------------------------------------- projects
 
 
@@ -719,6 +688,37 @@ def test_a_file_becomes_tasks_and_rejected_rows(admin: Person, project: str) -> 
         assert row["status"] == "Pending"
         assert row["line"] == "3"
         assert row["error"].startswith("title: ")
+
+
+# ----------------------------------------------------------------------------------------- accounts
+
+
+def test_a_username_or_email_is_taken_whatever_its_case(admin: Person, user: Person) -> None:
+    name = new_name()
+    created(admin, register(admin, name, email=f"{name}@example.org"))
+    refused(register(admin, name.upper()), 409, code="name_taken")
+    refused(register(admin, "Service"), 409, code="name_taken")
+    email = f"{name.upper()}@example.org"
+    refused(register(admin, new_name(), email=email), 409, code="name_taken")
+    refused(user.patch(f"/users/{user.id}", json={"email": email}), 409, code="name_taken")
+    assert ok(user.get("/auth/me"))["email"] is None
+
+
+def test_a_user_is_changed_field_by_field(admin: Person, user: Person) -> None:
+    path, before = f"/users/{user.id}", ok(user.get("/auth/me"))
+    expected = {"username": user.username, "email": None, "role": "user", "is_active": True}
+    assert without(before, "id", "created_at") == expected
+    email = {"email": f"{user.username}@example.org"}
+    assert ok(user.patch(path, json=email)) == before | email
+    assert ok(admin.patch(path, json={"role": "admin"})) == before | email | {"role": "admin"}
+    assert ok(user.patch(path, json={"email": None, "role": "user"})) == before
+    assert ok(admin.get(path)) == before
+    refused(admin.patch(f"/users/{MISSING}", json=email), 404, code="not_found")
+
+
+def test_a_password_is_the_same_however_its_accents_are_composed(admin: Person) -> None:
+    user = sign_up(admin, password="cr\u00e8me br\u00fbl\u00e9e")  # noqa: S106
+    ok(log_in(admin, user.username, "cre\u0300me bru\u0302le\u0301e"))
 
 
 # -------------------------------------------------------------------------------------- application

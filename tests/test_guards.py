@@ -5,9 +5,11 @@ import ast
 import inspect
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import asyncpg
 import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
@@ -22,6 +24,7 @@ from tests.service import (
     ROOT,
     Person,
     Service,
+    connected,
     create_project,
     create_task,
     created,
@@ -214,6 +217,55 @@ def test_an_endpoint_that_is_added_is_served_and_guarded(database_url: str, tmp_
     assert [path for path in paths if f"A background task of {path}" not in log] == []
 
 
+# ----------------------------------------------------------------------------------- statements
+
+# What stands in statements besides constants and functions of the module; values never do.
+SAMPLES = {
+    "columns": "created_at",
+    "values": ":created_at",
+    "assignments": ["created_at = :created_at"],
+    "owns": "false",
+    "table": "tasks",
+    "is_expired": "true",
+    "body": main.TASK_JSON,
+    "source": f"FROM tasks AS task WHERE {' AND '.join(main.FILTERS.values())}",
+    "joins": main.REPOSITORIES,
+    "filters": "",
+    "alias": "task",
+    "counted": "",
+    "order": main.Order(id="task.id", rank=main.RANKS["-due_date"]),
+}
+SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|FROM)\s")
+
+
+def find_statements() -> Iterator[ast.expr]:
+    """The literals of main.py that begin as SQL does."""
+    nodes = list(ast.walk(ast.parse(SOURCE)))
+    parts = {part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in nodes:
+        if isinstance(node, (ast.JoinedStr, ast.Constant)) and node not in parts:
+            first = node.values[0] if isinstance(node, ast.JoinedStr) else node
+            if isinstance(first, ast.Constant) and SQL.match(str(first.value)):
+                yield node
+
+
+def test_the_database_takes_each_statement(own_service: Service, subtests: pytest.Subtests) -> None:
+    now = datetime.now(UTC)
+
+    async def prepare_all(db: asyncpg.Connection) -> None:
+        for literal in find_statements():
+            for is_admin in (True, False):
+                with subtests.test(f"main.py:{literal.lineno}"):
+                    callers = [main.Caller(id, is_admin, id, now) for id in (1, 2)]
+                    names = [vars(main) | SAMPLES | {"caller": caller} for caller in callers]
+                    text, other = (eval(ast.unparse(literal), known) for known in names)  # noqa: S307
+                    assert text == other, "a value stands in the statement"
+                    sql = f"SELECT true {text}" if text.strip().startswith("FROM") else text
+                    await db.prepare(main.number_parameters(sql)[0])
+
+    connected(own_service.database_url, prepare_all)
+
+
 def test_parameters_are_found_outside_comments_literals_and_casts() -> None:
     sql = """SELECT :a, ':b', ":c", :d::text, 'it''s :e', '--', :a /* :f */ -- :g, isn't it
              WHERE :h_2"""
@@ -338,7 +390,11 @@ def test_each_setting_is_in_the_readme_and_in_the_example() -> None:
 def test_each_refusal_is_raised_and_in_the_readme() -> None:
     nodes = ast.walk(ast.parse(SOURCE))
     raised = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    assert {reason.name for reason in main.Reason} <= raised
+    nginx = (ROOT / "deploy" / "nginx.conf").read_text()
+    by_nginx = {reason for reason in main.Reason if f" {reason.code};" in nginx}
+    own_words = {reason for reason in by_nginx if f'"{reason.detail}"' not in nginx}
+    assert own_words == {main.Reason.INTERNAL_ERROR}, "it names the proxy's log"
+    assert {reason.name for reason in set(main.Reason) - by_nginx} <= raised
     errors = (ROOT / "README.md").read_text().partition("\n## Errors\n")[2].partition("\n## ")[0]
     statuses = {reason.code: str(reason.status) for reason in main.Reason}
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", errors, re.MULTILINE)
