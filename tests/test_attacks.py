@@ -383,10 +383,13 @@ def test_whether_a_name_exists_is_told_neither_by_words_nor_by_time(admin: Perso
     assert max(quickest) < 2 * min(quickest)
 
 
-FLOODS: dict[str, tuple[int, Callable[[Person], httpx.Response]]] = {
-    "registrations": (40, lambda admin: register(admin, new_name())),
-    "changes": (40, lambda admin: admin.patch("/users/2", json={"password": PASSWORD})),
-    "sign-ins that are refused": (5, lambda admin: log_in(admin, "closed", "wrong")),
+FLOODS: dict[str, tuple[int, Callable[[Person, Person], httpx.Response]]] = {
+    "registrations": (40, lambda admin, _: register(admin, new_name())),
+    "changes": (
+        40,
+        lambda admin, user: admin.patch(f"/users/{user.id}", json={"password": PASSWORD}),
+    ),
+    "sign-ins that are refused": (5, lambda admin, _: log_in(admin, "closed", "wrong")),
 }
 
 
@@ -397,7 +400,7 @@ def test_a_flood_delays_neither_sign_ins_nor_refusals(
     person, other = sign_up(admin), sign_up(admin)
     query(own.database_url, "INSERT INTO sign_in_attempts VALUES ('name closed', 50)")
     times, act = FLOODS[flood]
-    with watch(flood), repeating(partial(act, admin), times) as answers:
+    with watch(flood), repeating(partial(act, admin, other), times) as answers:
         time.sleep(0.3)
         for _ in range(5):
             signed_in = log_in(own.client(), person.username)
