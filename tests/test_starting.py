@@ -265,9 +265,10 @@ def test_python_main_py_is_uvicorn_with_its_variables(database_url: str, tmp_pat
 
 # ------------------------------------------------------------------------------------------ signals
 
-WAITING = """
+INSERTING = """
     SELECT pid FROM pg_stat_activity
-    WHERE wait_event_type = 'Lock' AND datname = current_database()
+    WHERE state = 'active' AND query LIKE '%INSERT INTO tasks%' AND pid <> pg_backend_pid()
+      AND datname = current_database()
 """
 
 
@@ -284,7 +285,7 @@ def test_sigterm_ends_what_runs_and_waits_for_no_client_that_hangs(database_url:
             with held(database_url, lock.format(used)):
                 act = partial(admin.post, f"/projects/{used}/tasks/", json={"title": "In flight"})
                 answers = [pool.submit(act) for _ in range(3)]
-                wait_until(lambda: len(query(database_url, WAITING)) == 4)
+                wait_until(lambda: len(query(database_url, INSERTING)) == 4)
                 own.process.send_signal(signal.SIGTERM)
                 begun = time.monotonic()
                 time.sleep(0.5)
