@@ -274,7 +274,7 @@ def bad_tokens(token: str) -> list[str]:
     payloads += [claims | {claim: value} for claim in claims for value in OF_ANY_CLAIM]
     payloads += [without(claims, claim) for claim in claims]
     bad = [JWS.encode(json.dumps(payload).encode(), SECRET) for payload in payloads]
-    bad += [jwt.encode(claims, f"{SECRET} "), jwt.encode(claims, None, "none")]
+    bad += [jwt.encode(claims, f"{SECRET} "), jwt.encode(claims, "", "none")]
     bad += [jwt.encode(claims, SECRET, "HS512")]
     head, payload, seal = token.split(".")
     return [*bad, f"{head}.{payload}.", f"{head}.{payload}", head, f"{token}.{seal}", token[:-4]]
