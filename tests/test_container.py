@@ -195,6 +195,7 @@ def test_the_container_stops_in_time_while_a_client_stalls(stack: Stack) -> None
     stack.start()
 
 
+@pytest.mark.skipif("TEST_DATABASE_URL" in os.environ, reason="TEST_DATABASE_URL is set")
 def test_the_tests_have_a_postgresql_in_a_container(postgres_url: str) -> None:
     ports = run("docker", "ps", "--filter", "label=org.testcontainers=true", "--format={{.Ports}}")
     assert f":{httpx.URL(postgres_url).port}->5432/tcp" in ports
