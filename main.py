@@ -1955,8 +1955,8 @@ async def fetch_repository(name: str) -> GitHubRepository | None:
 
 MAX_ROWS = 500_000
 MAX_ROW_CHARACTERS = 256 * 1024
-# Of a batch, which is read without a pause, and later imported in one transaction. A row counts as
-# 128 more, so that a batch has a thousand rows at most.
+# Of a batch, which is imported in one transaction. A row counts as 128 more, so that a batch has a
+# thousand rows at most.
 BATCH_CHARACTERS = 128 * 1024
 COLUMNS = ["project_id", *[name for name in TaskUpdate.model_fields if name != "completed"]]
 # Text that a spreadsheet would run, and the empty text, is written with an apostrophe before it. So
