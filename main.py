@@ -414,7 +414,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     gc.freeze()  # what is imported stays; looking through it would cost a tenth of each read
     loops = boot_until_done(), import_uploads(), delete_expired_rows()
     tasks = set(map(asyncio.create_task, loops))
-    # A worker that listens gets requests, so it is ready by then, unless the database is away.
+    # A worker that listens gets requests: it first tries to become ready.
     with suppress(TimeoutError):
         await asyncio.wait_for(worker.tried_to_boot.wait(), 10)
     yield
@@ -494,7 +494,7 @@ class Reason(Enum):
     GITHUB_LIMITED = 503, "GitHub's rate limit is used up; nothing is stored.", LATER
     GITHUB_TIMEOUT = 504, "GitHub did not answer in time; nothing is stored."
     OTHER = 0, "Raised by an endpoint that was added; see detail."
-    # Of the proxy; deploy/nginx.conf has the same ones.
+    # Sent by the nginx of deploy/, not raised here.
     MALFORMED_REQUEST = 400, "The request is malformed or too long."
     TOO_MANY_REQUESTS = 429, "Too many requests from this address; try again."
     NO_ANSWER = 502, "The service did not answer. The request may or may not have been carried out."
@@ -537,12 +537,6 @@ class Problem(BaseModel):
 class TokenProblem(Problem):
     """A refusal of `/auth/token`, with the names of RFC 6749 besides."""
 
-    model_config = example(
-        """{"type": "about:blank", "title": "Unauthorized", "status": 401,
-        "detail": "The username or the password is wrong.", "code": "wrong_password",
-        "instance": "f3b0c44298fc1c14", "error": "invalid_grant",
-        "error_description": "The username or the password is wrong."}"""
-    )
     error: Literal["invalid_request", "invalid_grant", "unsupported_grant_type"]
     error_description: str
 
@@ -685,12 +679,8 @@ async def as_problem(request: Request, error: Exception) -> Response:
     refusal = as_refusal(error, request_id)
     if refusal.status < 400:  # of an endpoint that was added
         return Response(None, refusal.status, refusal.headers)
-    problem = write_problem(refusal, request_id)
-    if refusal.errors:
-        problem["errors"] = refusal.errors
-    if request.scope["path"].rstrip("/").endswith("/auth/token"):
-        problem["error"] = GRANT_ERRORS.get(refusal.reason, "invalid_request")
-        problem["error_description"] = refusal.detail
+    is_token = request.scope["path"].rstrip("/").endswith("/auth/token")
+    problem = write_problem(refusal, request_id, TokenProblem if is_token else Problem)
     if refusal.reason is Reason.METHOD_NOT_ALLOWED:  # Starlette names those of one route
         routes = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
         methods = {
@@ -702,8 +692,8 @@ async def as_problem(request: Request, error: Exception) -> Response:
     return Response(write_json(problem), refusal.status, refusal.headers, PROBLEM_JSON)
 
 
-def write_problem(refusal: Refusal, request_id: str) -> dict[str, Any]:
-    return {
+def write_problem(refusal: Refusal, request_id: str, model: type[Problem]) -> dict[str, Any]:
+    problem = {
         "type": "about:blank",
         "title": TITLES.get(refusal.status, "Refused"),
         "status": refusal.status,
@@ -711,6 +701,12 @@ def write_problem(refusal: Refusal, request_id: str) -> dict[str, Any]:
         "code": refusal.reason.code,
         "instance": request_id,
     }
+    if refusal.errors:
+        problem["errors"] = refusal.errors
+    if model is TokenProblem:
+        problem["error"] = GRANT_ERRORS.get(refusal.reason, "invalid_request")
+        problem["error_description"] = refusal.detail
+    return problem
 
 
 def write_json(value: object) -> str:
@@ -786,7 +782,7 @@ OWN_PROJECTS = "SELECT project_id FROM members WHERE user_id = :caller_id"
 
 
 def sees(caller: Caller, project_id: str) -> str:
-    """The rule of access, as SQL about a column: a member sees a project, and an admin."""
+    """The rule of access, as SQL about a column: members and admins see a project."""
     return "true" if caller.is_admin else f"{project_id} IN ({OWN_PROJECTS})"
 
 
@@ -850,18 +846,20 @@ def issue_tokens(user: Row, session_end: datetime | None = None) -> Response:
     return Response(write_json(tokens), 200, {"Cache-Control": "no-store"}, "application/json")
 
 
-TOKEN_PROBLEM = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/TokenProblem"}}}
 Responses: TypeAlias = dict[int | str, dict[str, Any]]
 
 
-def add_refusals(responses: Responses, *reasons: Reason) -> Responses:
+def add_refusals(
+    responses: Responses, *reasons: Reason, model: type[Problem] = Problem
+) -> Responses:
     """What an operation may refuse for, with an example each, as the document has it."""
     for reason in reasons:
-        schema = {"$ref": "#/components/schemas/Problem"}
+        schema = {"$ref": f"#/components/schemas/{model.__name__}"}
         content = {PROBLEM_JSON: {"schema": schema, "examples": {}}}
         known = responses.setdefault(str(reason.status), {"content": content})
         examples = known["content"][PROBLEM_JSON]["examples"]
-        examples[reason.code] = {"value": write_problem(Refusal(reason), "f3b0c44298fc1c14")}
+        value = write_problem(Refusal(reason), "f3b0c44298fc1c14", model)
+        examples[reason.code] = {"value": value}
         details = [f"`{code}`: {each['value']['detail']}" for code, each in examples.items()]
         known["description"] = " ".join(details)
     return responses
@@ -872,27 +870,31 @@ def header(description: str, example: str | int) -> dict[str, Any]:
     return {"description": description, "schema": {"type": kind}, "example": example}
 
 
-FAILED: Responses = {
-    "default": {
-        "description": "Refused, or failed: `code` says why.",
-        "headers": {"Retry-After": header("Seconds to wait.", 1)},
-        "content": add_refusals({}, Reason.INTERNAL_ERROR)["500"]["content"],
+def describe_failures(model: type[Problem] = Problem) -> Responses:
+    """What any operation may fail for."""
+    return {
+        "default": {
+            "description": "Refused, or failed: `code` says why.",
+            "headers": {"Retry-After": header("Seconds to wait.", 1)},
+            "content": add_refusals({}, Reason.INTERNAL_ERROR, model=model)["500"]["content"],
+        }
     }
-}
+
+
 ROUTER: dict[str, Any] = {"generate_unique_id_function": lambda route: route.name}
 MAX_BODY_BYTES = 256 * 1024
 # An endpoint's router says who may call it, and how much it may send.
-public = APIRouter(max_body_size=16 * 1024, responses=FAILED, **ROUTER)
+public = APIRouter(max_body_size=16 * 1024, responses=describe_failures(), **ROUTER)
 api = APIRouter(
     dependencies=[Depends(authenticate)],
     max_body_size=MAX_BODY_BYTES,
-    responses=FAILED,
+    responses=describe_failures(),
     **ROUTER,
 )
 admin = APIRouter(
     dependencies=[Depends(authenticate), Depends(require_admin)],
     max_body_size=MAX_BODY_BYTES,
-    responses=add_refusals({**FAILED}, Reason.FORBIDDEN),
+    responses=add_refusals(describe_failures(), Reason.FORBIDDEN),
     **ROUTER,
 )
 
@@ -951,6 +953,9 @@ DueDate = Annotated[
     Field(ge=date(1900, 1, 1), le=date(9998, 12, 31), strict=False, description="A day."),
     BeforeValidator(read_date),
 ]
+# Of a parameter that was not sent. Its type is not `| None`: a query or a header cannot say null,
+# and FastAPI inspects each union in each request.
+ABSENT: Any = None
 IfMatch = Annotated[
     str,
     Header(
@@ -1044,7 +1049,9 @@ def require_row(row: Row | None) -> Row:
     return row
 
 
-def row_response(row: Row, if_none_match: str = "", status: int = 200, **headers: str) -> Response:
+def row_response(
+    row: Row, if_none_match: str = ABSENT, status: int = 200, **headers: str
+) -> Response:
     """A row with `body` and, of a versioned resource, `version`."""
     if "version" in row:
         headers["ETag"] = f'"{row["version"]}"'
@@ -1072,7 +1079,7 @@ def created_response(request: Request, row: Row, path: str, status: int = 201) -
 
 def read_versions(if_match: str) -> list[str] | None:
     """The versions in If-Match, for IS_CURRENT; None is any. Proxies that compress add W/."""
-    return None if if_match in ("", "*") else re.findall(r'"([^"]*)"', if_match)
+    return None if if_match in (ABSENT, "*") else re.findall(r'"([^"]*)"', if_match)
 
 
 # As text: the driver would look up the type of an array of integers.
@@ -1095,7 +1102,7 @@ Claim: TypeAlias = dict[str, Any] | None
 def claim_key(key: str, caller: Caller, path: str, new: Body) -> Claim:
     """An Idempotency-Key with what it stands for: the values of parameters and fields, however
     they are spelled."""
-    if not key:
+    if key is ABSENT:
         return None
     digest = hashlib.sha256(new.model_dump_json().encode()).digest()
     return {"caller_id": caller.id, "endpoint": f"POST {path}", "key": key, "digest": digest}
@@ -1163,11 +1170,6 @@ async def take_turn(
         except TimeoutError:
             raise Refusal(Reason.TOO_BUSY) from None
         yield
-
-
-# Of a parameter that was not sent. Its type is not `| None`: a query cannot say null, and FastAPI
-# looks into each union in each request.
-ABSENT: Any = None
 
 
 class Page(BaseModel):
@@ -1311,7 +1313,7 @@ MEMBER_JSON = json_object(Member, "member", username="users.username")
 
 @admin.post("/projects/", response_model=Project, **answers(201, CREATED))
 async def create_project(
-    request: Request, new: ProjectCreate, caller: CurrentCaller, key: IdempotencyKey = ""
+    request: Request, new: ProjectCreate, caller: CurrentCaller, key: IdempotencyKey = ABSENT
 ) -> Response:
     """Create a project. For admins."""
     fields = new.model_dump()
@@ -1345,7 +1347,7 @@ async def list_projects(request: Request, page: PageQuery, caller: CurrentCaller
 
 @api.get("/projects/{project_id}", response_model=Project, **READ)
 async def read_project(
-    project_id: PathId, caller: CurrentCaller, if_none_match: IfNoneMatch = ""
+    project_id: PathId, caller: CurrentCaller, if_none_match: IfNoneMatch = ABSENT
 ) -> Response:
     """A project."""
     return row_response(await select_project(project_id, caller), if_none_match)
@@ -1368,7 +1370,7 @@ async def select_project(project_id: int, caller: Caller) -> Row:
 )
 @admin.patch("/projects/{project_id}", response_model=Project, **WRITTEN)
 async def update_project(
-    project_id: PathId, update: ProjectUpdate, if_match: IfMatch = ""
+    project_id: PathId, update: ProjectUpdate, if_match: IfMatch = ABSENT
 ) -> Response:
     """Change fields of a project; those left out keep their value, `null` clears an optional one.
 
@@ -1396,7 +1398,7 @@ async def update_project(
     "/projects/{project_id}",
     **answers(204, {}, Reason.INBOX_STAYS),
 )
-async def delete_project(project_id: PathId, if_match: IfMatch = "") -> None:
+async def delete_project(project_id: PathId, if_match: IfMatch = ABSENT) -> None:
     """Delete a project and all its tasks; an Inbox cannot be deleted. For admins."""
     versions = read_versions(if_match)
     sql = f"""
@@ -1677,7 +1679,7 @@ async def create_project_task(
     project_id: PathId,
     new: TaskCreate,
     caller: CurrentCaller,
-    key: IdempotencyKey = "",
+    key: IdempotencyKey = ABSENT,
 ) -> Response:
     """Add a task to a project. For admins, and members, who may assign it to themselves only."""
     claim = claim_key(key, caller, f"/projects/{project_id}/tasks", new)
@@ -1686,7 +1688,7 @@ async def create_project_task(
 
 @api.post("/tasks/", response_model=Task, **ADDED)
 async def create_task(
-    request: Request, new: TaskCreateAnywhere, caller: CurrentCaller, key: IdempotencyKey = ""
+    request: Request, new: TaskCreateAnywhere, caller: CurrentCaller, key: IdempotencyKey = ABSENT
 ) -> Response:
     """Add a task to the project `project_id`, or to the caller's Inbox."""
     project_id = caller.inbox_id if new.project_id in (MISSING, None) else new.project_id
@@ -1780,7 +1782,7 @@ async def select_tasks(
 
 @api.get("/tasks/{task_id}", response_model=Task, **READ)
 async def read_task(
-    task_id: PathId, caller: CurrentCaller, if_none_match: IfNoneMatch = ""
+    task_id: PathId, caller: CurrentCaller, if_none_match: IfNoneMatch = ABSENT
 ) -> Response:
     """A task."""
     sql = f"""
@@ -1804,7 +1806,7 @@ async def update_task(
     task_id: PathId,
     update: TaskUpdate,
     caller: CurrentCaller,
-    if_match: IfMatch = "",
+    if_match: IfMatch = ABSENT,
 ) -> Response:
     """Change fields of a task; those left out keep their value, `null` clears an optional one.
 
@@ -1845,7 +1847,7 @@ async def update_task(
     "/tasks/{task_id}",
     **answers(204, {}, Reason.FORBIDDEN),
 )
-async def delete_task(task_id: PathId, caller: CurrentCaller, if_match: IfMatch = "") -> None:
+async def delete_task(task_id: PathId, caller: CurrentCaller, if_match: IfMatch = ABSENT) -> None:
     """Delete a task. For its creator and its assignee, and for admins."""
     versions = read_versions(if_match)
     sql = f"""
@@ -2059,7 +2061,7 @@ async def upload_csv(request: Request, caller: CurrentCaller) -> Response:
 
 
 async def pause(since: float) -> float:
-    """Let requests go first after each millisecond of work; when the last pause was."""
+    """Let requests run after each millisecond of work. Returns the time of the last pause."""
     if time.monotonic() < since + 0.001:
         return since
     await asyncio.sleep(0)
@@ -2664,7 +2666,15 @@ async def log_in(request: Request, credentials: Credentials) -> Response:
 @public.post(
     "/auth/token",
     response_model=Tokens,
-    responses={"default": FAILED["default"] | {"content": TOKEN_PROBLEM}},
+    responses=add_refusals(
+        describe_failures(TokenProblem),
+        Reason.INVALID_INPUT,
+        Reason.UNSUPPORTED_GRANT_TYPE,
+        Reason.WRONG_PASSWORD,
+        Reason.INVALID_TOKEN,
+        Reason.TOO_MANY_ATTEMPTS,
+        model=TokenProblem,
+    ),
 )
 async def issue_token(request: Request, form: Annotated[TokenForm, Form()]) -> Response:
     """Sign in, or refresh, by an OAuth2 form, as *Authorize* on this page does."""
@@ -2942,8 +2952,6 @@ def complete_openapi(app: FastAPI) -> None:
         for parameter in operation.get("parameters", []):
             add_refusals(responses, *REFUSALS.get(parameter["name"], []))
             add_refusals(responses, *REFUSALS.get(parameter["in"], []))
-            if parameter["schema"].get("default") == "":  # stands for none, and is not valid
-                del parameter["schema"]["default"]
             examples = parameter["schema"].get("examples")
             if examples and parameter["in"] != "query":
                 parameter["example"] = examples[0]  # which Swagger UI fills in

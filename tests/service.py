@@ -36,6 +36,7 @@ MISSING = 999_999_999  # the id of nothing
 UNREACHABLE = "http://127.0.0.1:9"
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # once: httpx reads all certificates each time
 INHERITED = ("PATH", "HOME", "LANG", "TMPDIR", "TEMP", "SYSTEMROOT")  # no settings of a developer
+ANSWER_SECONDS = 3.2  # 3 s are promised; the rest is for a busy machine
 PROBLEM = {"type", "title", "status", "detail", "code", "instance"}
 
 NewDatabase: TypeAlias = Callable[..., AbstractContextManager[str]]
@@ -321,3 +322,13 @@ def finished(admin: httpx.Client, accepted: httpx.Response, seconds: float = 20)
 
 def without(mapping: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in mapping.items() if name not in names}
+
+
+def expect_in_time(answers: list[httpx.Response], *expected: int) -> str:
+    for answer in answers:
+        assert answer.status_code in expected, answer.text
+        assert answer.elapsed.total_seconds() < ANSWER_SECONDS
+        if not answer.is_success:
+            refused(answer, answer.status_code)
+    slowest = max(answer.elapsed.total_seconds() for answer in answers)
+    return f"{statuses(answers)} within {slowest:.2f} s"

@@ -28,30 +28,18 @@ from tests.service import (
     at_once,
     create_project,
     create_task,
+    expect_in_time,
     finished,
     free_port,
     launch,
     ok,
     query,
-    refused,
     serve,
-    statuses,
     upload,
     wait_until,
 )
 
 pytestmark = pytest.mark.drill
-ANSWER_SECONDS = 3.2  # 3 s are promised; the rest is for a busy machine
-
-
-def expect_in_time(answers: list[httpx.Response], *expected: int) -> str:
-    for answer in answers:
-        assert answer.status_code in expected, answer.text
-        assert answer.elapsed.total_seconds() < ANSWER_SECONDS
-        if not answer.is_success:
-            refused(answer, answer.status_code)
-    slowest = max(answer.elapsed.total_seconds() for answer in answers)
-    return f"{statuses(answers)} within {slowest:.2f} s"
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from tests.service import (
     at_once,
     create_project,
     execute,
+    expect_in_time,
     finished,
     free_port,
     launch,
@@ -48,7 +49,6 @@ from tests.service import (
     upload,
     wait_until,
 )
-from tests.test_drills import expect_in_time
 
 SCHEMA = (ROOT / "schema.sql").read_text()
 
@@ -72,7 +72,8 @@ def test_a_worker_gets_no_request_before_it_is_ready(database_url: str) -> None:
     with ExitStack() as stack:
         with held(database_url, "SELECT pg_advisory_xact_lock(7263019)"):
             own = stack.enter_context(serve(wait=False, DATABASE_URL=database_url))
-            time.sleep(4)
+            wait_until(lambda: "Waiting for application startup" in own.log_text())
+            time.sleep(3)
             with pytest.raises(httpx.ConnectError):
                 own.client().get("/livez")
         own.wait_for("/livez")
