@@ -495,11 +495,11 @@ def test_a_list_is_linked_on_and_counted_when_asked(path: str, admin: Person) ->
     assert admin.get(f"{path}?limit=2&count=true").headers["X-Total-Count"] == "12"
 
 
-def test_a_walk_gives_each_row_once_while_others_come(admin: Person, user: Person) -> None:
-    project = f"/projects/{create_project(admin, user)['id']}"
-    tasks = [add_task(admin, project, priority=-n) for n in range(8)]
-    more_urgent = partial(add_task, admin, project, priority=1)
-    walked = walk(user, "/tasks/?limit=3&offset=2", between=more_urgent)
+def test_a_walk_gives_each_task_once_while_others_come(admin: Person, user: Person) -> None:
+    projects = [f"/projects/{create_project(admin, user)['id']}" for _ in range(5)]
+    tasks = [add_task(admin, path, priority=-n) for n, path in enumerate(projects * 3)]
+    more_urgent = partial(add_task, admin, projects[0], priority=1)
+    walked = walk(user, "/tasks/?limit=2&offset=2", between=more_urgent)
     assert [f"/tasks/{task['id']}" for task in walked] == tasks[2:]
 
 
