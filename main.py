@@ -122,14 +122,14 @@ class Settings(BaseSettings):
     access_token_expire_minutes: int = Field(60, ge=1, le=60 * 24 * 365)
     refresh_token_expire_days: int = Field(7, ge=1, le=3650)
     admin_username: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{3,50}$")
-    admin_password: str | None = Field(None, min_length=1)
+    admin_password: str | None = Field(None, min_length=1, max_length=1000)
     registration: Literal["open", "closed"] = "open"
     validation_status: Annotated[Literal[400, 422], BeforeValidator(int)] = 400
     cors_origins: str = Field("", pattern=r"^(\*|https?://[^/,\s]+(\s*,\s*https?://[^/,\s]+)*)?$")
     github_api_base: str = Field(
         "https://api.github.com", pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$"
     )
-    github_token: str = ""
+    github_token: str = Field("", pattern=r"^[!-~]*$")
 
     @model_validator(mode="after")
     def check_combinations(self) -> Self:
@@ -319,11 +319,8 @@ async def boot() -> None:
     select_service = f"""
         SELECT {CALLER} FROM users WHERE username = 'service'
     """  # noqa: S608 - columns
-    async with transaction() as db:
-        await db.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
-        # An arbitrary number, the same in every worker.
-        await db.execute("SELECT pg_advisory_xact_lock(7263019)", timeout=BOOT_SECONDS)
-        await apply_schema(db)
+    await apply_schema()
+    async with boot_transaction() as db:
         while (service := await db.fetchrow(select_service)) is None:
             await create_user(db, "service", role=Role.ADMIN)
         if settings.admin_username and settings.admin_password:
@@ -336,19 +333,31 @@ async def boot() -> None:
     worker.service = Caller(**service)
 
 
-async def apply_schema(db: Db) -> None:
+@asynccontextmanager
+async def boot_transaction() -> AsyncIterator[Db]:
+    """In one worker at a time, without the limits of requests."""
+    async with transaction() as db:
+        await db.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+        # An arbitrary number, the same in every worker.
+        await db.execute("SELECT pg_advisory_xact_lock(7263019)", timeout=BOOT_SECONDS)
+        yield db
+
+
+async def apply_schema() -> None:
     """Apply schema.sql if its text is new: even CREATE INDEX IF NOT EXISTS waits for writers."""
     digest = hashlib.sha256(SCHEMA.encode()).hexdigest()
-    is_known = await db.fetchval("SELECT to_regclass('secrets') IS NOT NULL")
-    sql = "SELECT value FROM secrets WHERE name = 'schema'"
-    if is_known and await db.fetchval(sql) == digest:
+    known = await fetch_row("SELECT to_regclass('secrets')")
+    sql = "SELECT value FROM secrets WHERE name = 'schema' AND value = :digest"
+    if known and known[0] and await fetch_row(sql, digest=digest):
         return
-    for statement in re.split(r"(?<=;)\n+(?=\S)", SCHEMA):  # a Citus cluster takes one at a time
-        try:
-            await db.execute(statement, timeout=BOOT_SECONDS)
-        except asyncpg.PostgresError as error:
-            raise Outage(f"schema.sql: {error}: {' '.join(statement.split())}") from error
-    await db.execute("UPDATE secrets SET value = $1 WHERE name = 'schema'", digest)
+    for statement in re.findall(r".+?;$", SCHEMA, re.DOTALL | re.MULTILINE):
+        # Each by itself: while one waits, it keeps no locks that requests wait for.
+        async with boot_transaction() as db:
+            try:
+                await db.execute(statement, timeout=BOOT_SECONDS)
+            except asyncpg.PostgresError as error:
+                raise Outage(f"schema.sql: {error}: {' '.join(statement.split())}") from error
+    await fetch_row("UPDATE secrets SET value = :digest WHERE name = 'schema'", digest=digest)
 
 
 async def boot_until_done() -> None:
@@ -1758,24 +1767,15 @@ async def select_tasks(
         values["project_id"] = project_id
     counted = source = f"FROM tasks AS task WHERE {sees(caller, 'task.project_id')} {filters}"
     if project_id is None and not caller.is_admin:
-
-        def read_each(projects: str, limit: str) -> str:
-            return f"""
-                FROM ({projects}) AS own CROSS JOIN LATERAL (
-                    SELECT task.* FROM tasks AS task
-                    WHERE task.project_id = own.project_id {filters} AND {order.after}
-                    ORDER BY {order.by} LIMIT {limit}
-                ) AS task WHERE true
-            """  # noqa: S608 - literals
-
         # A page of each project, so that a member of few projects does not pay for all tasks. A
         # member of many reads those whose first task, which an index finds, is among the first.
         limit = ":limit + 1 + :offset::bigint"
         projects = OWN_PROJECTS
         if not is_scan:
-            first = f"SELECT task.project_id {read_each(projects, '1')} ORDER BY {order.by}"
-            projects = f"{projects} AND project_id IN ({first} LIMIT {limit})"
-        source = read_each(projects, limit)
+            heads = read_each(projects=projects, filters=filters, order=order, limit="1")
+            first = f"SELECT task.project_id {heads} ORDER BY {order.by} LIMIT {limit}"
+            projects = f"{projects} AND project_id IN ({first})"
+        source = read_each(projects=projects, filters=filters, order=order, limit=limit)
     async with take_turn(worker.scans, caller) if is_scan else nullcontext():
         return await list_rows(
             request,
@@ -1788,6 +1788,17 @@ async def select_tasks(
             caller_id=caller.id,
             **values,
         )
+
+
+def read_each(*, projects: str, filters: str, order: Order, limit: str) -> str:
+    """The first tasks of each project, as FROM and WHERE."""
+    return f"""
+        FROM ({projects}) AS own CROSS JOIN LATERAL (
+            SELECT task.* FROM tasks AS task
+            WHERE task.project_id = own.project_id {filters} AND {order.after}
+            ORDER BY {order.by} LIMIT {limit}
+        ) AS task WHERE true
+    """  # noqa: S608 - literals
 
 
 @api.get("/tasks/{task_id}", response_model=Task, **READ)
@@ -1974,6 +1985,7 @@ COLUMNS = ["project_id", *[name for name in TaskUpdate.model_fields if name != "
 # Text that a spreadsheet would run, and the empty text, is written with an apostrophe before it. So
 # is what looks like that already: reading takes one apostrophe off.
 ESCAPED = re.compile(r"'*([=+\-@\t\r]|$)")
+NUMBER = re.compile("-[1-9][0-9]{0,9}")  # which a spreadsheet writes as it came
 # What errors of the csv module contain, and our sentences for them.
 CSV_ERRORS = {
     "field larger": "a cell has more than 128 KiB",
@@ -2222,8 +2234,8 @@ async def download_upload_errors(
 
     def read_cells(line: int, text: str, error: str) -> list[Any]:
         cells = (json.loads(text) + [""] * len(columns))[: len(columns)]
-        # A number stays one, and an empty cell is no text.
-        came = [int(cell) if re.fullmatch("-[0-9]+", cell) else cell or None for cell in cells]
+        # A negative number stays one, and an empty cell is no text.
+        came = [int(cell) if NUMBER.fullmatch(cell) else cell or None for cell in cells]
         return [*came, line, error]
 
     filename = re.sub(r"(\.csv)?$", "_errors.csv", filename, count=1, flags=re.IGNORECASE)
@@ -2292,7 +2304,7 @@ def write_cell(cell: object) -> object:
 
 def read_cell(column: str, cell: str) -> str | None:
     """The text of a cell; None of an empty one."""
-    text = cell if column == "description" else cell.strip()
+    text = cell if column in ("title", "description") else cell.strip()
     if text.startswith("'") and ESCAPED.match(text):
         return text[1:]
     if column == "due_date":  # pandas and LibreOffice add midnight
@@ -2552,7 +2564,9 @@ def is_password(password_hash: str | None, password: str) -> bool:
     return False
 
 
-async def verify_password(request: Request, username: str, password: str) -> Row | None:
+async def verify_password(
+    request: Request, username: str, password: str, caller: Caller | None = None
+) -> Row | None:
     """The active user with this name and password. Raises a Refusal after too many attempts.
 
     An attempt is counted before its password is hashed, so that a burst counts too, and within
@@ -2567,7 +2581,7 @@ async def verify_password(request: Request, username: str, password: str) -> Row
     # Who is refused anyway does not wait, and delays nobody.
     if any(row["attempts"] >= limits[row["key"]] for row in await count_attempts(limits, 0)):
         raise Refusal(Reason.TOO_MANY_ATTEMPTS)
-    async with take_turn(worker.sign_ins):
+    async with take_turn(worker.sign_ins, caller):
         if any(row["attempts"] > limits[row["key"]] for row in await count_attempts(limits, 1)):
             await count_attempts(limits, -1)
             raise Refusal(Reason.TOO_MANY_ATTEMPTS)
@@ -2761,9 +2775,9 @@ async def update_user(
     old_hash = None
     if "password" in changes:
         if is_oneself:
-            user = await verify_current_password(request, user_id, update.current_password)
+            user = await verify_current_password(request, caller, update.current_password)
             old_hash = user["password_hash"]
-        async with take_turn(worker.password_changes):
+        async with take_turn(worker.password_changes, caller):
             password_hash = await asyncio.to_thread(hasher.hash, changes.pop("password"))
         changes["password_hash"] = password_hash
         await confirm_caller(request, caller)
@@ -2785,15 +2799,15 @@ async def update_user(
     return row_response(require_row(row))
 
 
-async def verify_current_password(request: Request, user_id: int, password: Any) -> Row:
-    """The user, if this is the current password. The user `service` has none."""
+async def verify_current_password(request: Request, caller: Caller, password: Any) -> Row:
+    """The caller's row, if this is the current password. The user `service` has none."""
     sql = "SELECT username, password_hash FROM users WHERE id = :user_id"
-    user = require_row(await fetch_row(sql, user_id=user_id))
+    user = require_row(await fetch_row(sql, user_id=caller.id))
     if user["password_hash"] is None:
         return user
     if password is MISSING:
         raise invalid("body", "current_password", msg="Send the current password too")
-    verified = await verify_password(request, user["username"], password)
+    verified = await verify_password(request, user["username"], password, caller)
     if verified is None:
         raise invalid("body", "current_password", msg="This is not the current password")
     return verified

@@ -132,13 +132,15 @@ REJECTED = {
     ("project_id", ""): "This field is required",
     ("project_id", "1.5"): "Expected a whole number",
     ("project_id", "0"): "Expected 1 or more",
-    ("title", "   "): "This field is required",
+    ("title", "   "): "Expected 1 or more characters",
     ("title", "x" * 201): "Expected at most 200 characters",
     ("status", "done"): "Expected 'pending', 'in_progress' or 'completed'",
     ("assigned_to", str(MISSING)): "Expected a member of the project",
     ("assigned_to", "ada"): "Expected a whole number",
     ("priority", "2147483648"): "Expected 2147483647 or less",
     ("priority", "@SUM(1)"): "Expected a whole number",
+    ("priority", "-007.5"): "Expected a whole number",
+    ("priority", "-" + "9" * 5000): "Expected a whole number",
     ("due_date", "15.01.2027"): "Expected a date, as 2027-01-31",
     ("due_date", "2027-01-15 09:30"): "Expected a date, as 2027-01-31",
     ("due_date", "2027-02-30"): "Expected a date, as 2027-01-31",
@@ -161,7 +163,7 @@ def test_a_rejected_row_comes_back_with_its_line_and_a_sentence(admin: Person) -
     for row, came, (column, cell) in zip(rows, sent, REJECTED, strict=True):
         assert row.pop("error") == f"{column}: {REJECTED[column, cell]}"
         assert row.pop("line") == str(sent.index(came) + 3)
-        written = {column: f"'{cell}"} if cell.startswith("@") else {}
+        written = {column: f"'{cell}"} if ESCAPED.match(cell) and cell else {}
         assert row == {name: str(text) for name, text in came.items()} | written
 
 
@@ -192,13 +194,13 @@ def test_a_table_in_any_dialect_reads_as_it_was(
 def test_a_text_is_written_harmless_and_read_as_it_was(text: str) -> None:
     written = str(write_cell(text))
     assert not re.match(r"[=+\-@\t\r]", written)
-    assert read_cell("description", written) == text
+    assert read_cell("title", written) == text
     assert (written != text) == bool(ESCAPED.match(text))
 
 
 texts = st.sampled_from(["=1+1", "'=1+1", "''-5", "-5 degrees", "'", "''", "@x", "it's", "\tx"])
 tasks = st.fixed_dictionaries(
-    {"title": (cells.map(str.strip) | texts.map(str.strip)).filter(bool)},
+    {"title": (cells | texts).filter(str.strip)},
     optional={
         "description": st.none() | cells | texts,
         "status": st.sampled_from([*TaskStatus]),
