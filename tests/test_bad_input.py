@@ -4,7 +4,6 @@ Requests are bytes sent over a socket, because no HTTP client would send most of
 as in JSON.
 """
 
-import gzip
 import json
 import re
 import time
@@ -40,8 +39,8 @@ JSON = "Content-Type: application/json"
 FORM = "Content-Type: application/x-www-form-urlencoded"
 MULTIPART = "Content-Type: multipart/form-data; boundary=B"
 CHUNKED = "Transfer-Encoding: chunked"
+FILE_START = b'--B\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\n'
 KIBIBYTE = 1024
-CASE_SECONDS = 2.0  # within which each case is answered
 
 
 def message(start: str, *headers: str, body: bytes | str = b"", key: str | None = KEYS[0]) -> bytes:
@@ -61,18 +60,15 @@ def message(start: str, *headers: str, body: bytes | str = b"", key: str | None 
 def send(service: Service, text: bytes) -> httpx.Response:
     begun = time.monotonic()
     status, headers, body = send_raw(service, text)
-    assert time.monotonic() - begun < CASE_SECONDS
+    assert time.monotonic() - begun < 2, "each case is answered soon"
     return httpx.Response(status, headers=headers, content=body)
 
 
 def stored(service: Service) -> list[tuple[Any, ...]]:
     """Each table, the number of its rows, and a digest; not those that count failed sign-ins."""
-    sql = """
-        SELECT relname FROM pg_class WHERE relkind = 'r' AND relname !~ '^(pg|sql|sign)_'
-        ORDER BY relname
-    """
+    sql = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname !~ '^(pg|sql|sign)_'"
     digest = "SELECT '{0}', count(*), md5(string_agg(r::text, '' ORDER BY r::text)) FROM {0} AS r"
-    tables = query(service.database_url, sql)
+    tables = sorted(query(service.database_url, sql))
     return query(service.database_url, " UNION ".join(digest.format(*table) for table in tables))
 
 
@@ -100,44 +96,36 @@ def refuses(own_service: Service, subtests: pytest.Subtests) -> Refuses:
 
 DIGITS, DEEP, ACCENTS = "9" * 5000, "[" * 500 + "]" * 500, "x" + "\u0301" * 31
 DOCUMENTS: list[str | bytes] = [
-    *(MARKER, " ", f'{{"name": "{MARKER}', "null", '[{"name": "x"}]', '"x"', "5", "{}"),
-    *('{"name": "x"} x', "{'name': 'x'}", '{"name": "x",}', "[" * 100_000),
-    *(b'{"name": "\xe9"}', b'{"name": "\xf0\x9f\x98', '{"name": "\ud800"}', '{"name": "a\nb"}'),
-    '{"name":' * 5000 + "1" + "}" * 5000,
-    json.dumps({"name": "x"} | {f"f{number}": 1 for number in range(10_000)}),
+    *(MARKER, "null", '[{"name": "x"}]', "{}", '{"name": "x"} x', "[" * 100_000),
+    *(b'{"name": "\xe9"}', '{"name": "\ud800"}'),
 ]
+OTHER_TYPES = ["Content-Type: text/plain", "Content-Type: \xff", FORM, MULTIPART]
 # Invalid values, of each field.
 PROJECT_FIELDS = {
-    "name": r'null true 5 ["x"] {"$ne":null} "" "\u0020\t" "\u3000" "x\u0000" "x\ud800" "\ud83d\u"'
-    rf' NaN -Infinity 1e400 [1e400] 01 {DIGITS} 0.{DIGITS * 20} {DEEP} "{"a" * 201}" "{ACCENTS}"',
-    "description": rf'5 true [] "\u0000" "\ud800" NaN 1e400 {DIGITS} "{"a" * 10_001}"',
-    "unknown": rf'1 1e400 NaN "\ud800" {DIGITS} {DEEP}',
-}
-UNKNOWN = ("id", "version", "created_by", "NAME", "", "__proto__", "\\udfff", "\\u0000")
-PROJECT_FIELDS |= dict.fromkeys(UNKNOWN, "1")
+    "name": r'null true 5 ["x"] "" "\u0020\t" "x\u0000" "x\ud800" NaN -Infinity 1e400 [1e400]'
+    rf' {DIGITS} {DEEP} "{"a" * 201}" "{ACCENTS}"',
+    "description": rf'5 "\u0000" "\ud800" NaN "{"a" * 10_001}"',
+} | dict.fromkeys(("unknown", "id", "version", "created_by", "NAME", "", "\\udfff"), "1")
 TASK_FIELDS = {
-    "priority": f'1e2 5.0 -0.0 1.5 "5" true null [] 2147483648 -2147483649 NaN {DIGITS}',
-    "completed": '0 1 "yes" "true" null []',
-    "status": r'"done" "" 1 null true ["pending"] "pend\u0130ng" "pending\u0000"',
-    "due_date": r'"0000-00-00" "2023-02-29" "2023-W01-1" "20230101" "2023-1-1" "10000-01-01" ""'
-    r' "1899-12-31" "9999-12-31" "2023-01-01T00:00:00" "\uff12023-01-01" "2023-01-01\n" "86400"'
-    ' "infinity" 0 86400 1.5 true',
-    "assigned_to": f'0 -1 1.0 1e0 "1" true [1] {2**63} {-(2**63) - 1} {MISSING} {DIGITS}',
-    "repository": r'"../user" "a/b?c" "a/b#c" "a/.." "a/b/c" "/a/b" "a/b\n" "a@b/c" "a" "a/" 5 ""'
-    r' "-a/b" "a\\b/c" "https://evil.example/a/b" "a/%2e%2e" "a\uff0fb" "a/b\u0000" true []',
-    "title": r'null 5 "" "\u0020" "\u0000" "x\ud800" ["x"]',
-    "project_id": '2 "1" null',
+    "priority": '1.5 "5" true null 2147483648 -2147483649 NaN',
+    "completed": '0 1 "yes" null',
+    "status": r'"done" "" 1 null ["pending"]',
+    "due_date": r'"2023-02-29" "20230101" "2023-1-1" "1899-12-31" "9999-12-31" "\uff12023-01-01"'
+    ' "2023-01-01T00:00:00" "86400" 0 1.5',
+    "assigned_to": f'0 -1 1.0 "1" true {2**63} {MISSING} {DIGITS}',
+    "repository": r'"../user" "a/b?c" "a/.." "a/b/c" "a/b\n" "a@b/c" "a" "-a/b" "a\\b/c" 5'
+    r' "https://evil.example/a/b" "a/%2e%2e" "a\uff0fb" "a/b\u0000"',
+    "project_id": "2",
 }
 ACCOUNT_FIELDS = {
-    "username": r'"ab" "a\u0020b" "ada\u0000" "\u0430da" "\u0130da" "\u212aelvin" "ada\u200b"'
-    rf' "a/b" "a@b" "ad\ud800" 5 null true ["ada"] "{"x" * 51}"',
-    "email": rf'"a" "a@" "@b" "a@b@c" "a@b\r\nBcc:c@d" "a\u0020@b" "a@b\u0000" 5 "a@{"b" * 253}"',
-    "password": rf'"aaaaaaa" "aaaaaaaa\u0000" "aaaaaaa\ud800" 12345678 null "{"a" * 129}"',
+    "username": rf'"ab" "a\u0020b" "\u0430da" "\u212aelvin" "a/b" null "{"x" * 51}"',
+    "email": rf'"a" "a@" "a@b@c" "a@b\r\nBcc:c@d" "a@b\u0000" 5 "a@{"b" * 253}"',
+    "password": rf'"aaaaaaa" "aaaaaaaa\u0000" 12345678 null "{"a" * 129}"',
     "role": '"admin"',
     "is_active": "true",
 }
 USER_FIELDS = {"role": '"root" null', "is_active": "0 null", "username": '"x"', "password": "null"}
-WORDS = rf'"\u0000" "\ud800" 5 null {{"$gt":""}} "{"x" * 10_000}" "{ACCENTS * 100}"'
+WORDS = rf'"\u0000" "\ud800" 5 null {{"$gt":""}} "{"x" * 10_000}" "{ACCENTS}"'
 
 
 def with_fields(fields: dict[str, str], **valid: str) -> list[str]:
@@ -152,6 +140,7 @@ def with_fields(fields: dict[str, str], **valid: str) -> list[str]:
 def test_a_body_that_is_no_object_is_refused(admin: Person, refuses: Refuses) -> None:
     refuses([message("POST /projects/", body=body) for body in DOCUMENTS])
     refuses([message("POST /projects/", JSON, "Content-Length: 0")])
+    refuses([message("POST /projects/", kind, body='{"name": "x"}') for kind in OTHER_TYPES])
     many = refused(admin.post("/projects/", json={f"f{n}": 1 for n in range(101)}), 400, "body")
     assert many["errors"][0]["msg"] == "Expected at most 100 fields"
 
@@ -163,7 +152,7 @@ def test_an_invalid_field_is_refused_in_every_write(admin: Person, refuses: Refu
     refuses([message(f"POST {path}/tasks/", body=b) for b in with_fields(TASK_FIELDS, title="x")])
     refuses([message(f"PUT {path}", body=b) for b in with_fields(PROJECT_FIELDS)])
     refuses([message(f"PATCH {task}", body=b) for b in ["{}", *with_fields(TASK_FIELDS)]])
-    projects = {"project_id": f'0 -1 {2**63} {MISSING} "1" true 1.0 [1] NaN'}
+    projects = {"project_id": f'0 -1 {2**63} {MISSING} "1" 1.0'}
     refuses([message("POST /tasks/", body=b) for b in with_fields(projects, title="x")], 400, 404)
 
 
@@ -174,58 +163,34 @@ def test_an_invalid_account_or_login_is_refused(admin: Person, refuses: Refuses)
     refuses([message(path, body=b) for b in ["{}", *with_fields(USER_FIELDS)]])
     both = {"username": WORDS, "password": WORDS}
     logins = with_fields(both, username="ada", password="x")  # noqa: S106
-    refuses([message("POST /auth/login", body=body, key=None) for body in [*logins, "[]"]])
-    names = {"username": r""""\u212aelvin" "'OR'1'='1" "service" "\u202e" """}
-    unknown = with_fields(names, password=MARKER)
-    refuses([message("POST /auth/login", body=body, key=None) for body in unknown], 401)
-
-
-TEXTS = ["x'); DROP TABLE tasks;--", "%s {0} $1 :title \\", "<script>alert(1)</script>"]
-TEXTS += ["x \u202e y", "x \uffff", "\U0001f600" * 200, "x" + "\u0315" * 30]
+    refuses([message("POST /auth/login", body=body, key=None) for body in logins])
 
 
 def test_any_other_text_is_stored_as_it_is(admin: Person) -> None:
-    for text in TEXTS:
-        project = create_project(admin, name=text, description=text)
-        assert project["name"] == text
-        assert project["description"] == text
+    for text in ("x'); DROP TABLE tasks;--", "%s {0} $1 :title \\", "x" + "\u0315" * 30):
+        assert create_project(admin, name=text)["name"] == text
 
 
 # -------------------------------------------------------------------------- paths, queries, headers
 
-IDS = f"""
-    0x1 abc NaN -1 [1] %7B%7D 1,2 1'-- 1;SELECT%20pg_sleep(5) :id %00 1%00 %ff %ed%a0%80
-    1%2f2 1%252f2 %C2%B9 1.5 {2**63} {DIGITS}
-"""
-NOWHERE = f"""
-    /tasks/{MISSING} /tasks/{2**63 - 1} /projects/{MISSING}/tasks/ /users/{MISSING} /nope%00 /%ff
-    /{MARKER} /%3Cscript%3E{MARKER} //evil.example /%2f%2fevil.example /\\evil.example /tasks//1
-    /x/../livez /LIVEZ /api/v1/api/v1/livez /api/v2/tasks /%2e%2e/etc/passwd /{"a/" * 2000}
-"""
+IDS = f"abc NaN -1 0 1'-- %00 %ff %ed%a0%80 1%2f2 %C2%B9 1.5 {2**63 - 1} {2**63} {DIGITS}"
+NOWHERE = f"/nope%00 /%ff /{MARKER} //evil.example /tasks//1 /LIVEZ /api/v1/api/v1/livez"
 QUERIES = f"""
-    limit=0 limit=-1 limit=201 limit={2**64} limit=1e2 limit=5.5 limit= limit[]=1 Limit=1 limit%00=1
-    =1 offset=-1 offset={2**63} offset={DIGITS} count=maybe completed=maybe sort=version status=
-    sort=id,priority sort=--id sort=id;DROP%20TABLE%20tasks status=done status=pend%C4%B0ng q=%00 q=
-    assigned_to=me assigned_to=-1 q=x{"%CC%81" * 31} project_id={2**63} due_before=2023-02-29
-    due_after=0 due_after=1699920000 due_after=10000-01-01 due_after=2023-01-01T00:00:00Z
-    updated_after=0 updated_after=1699920000 updated_after=2023-01-01 repository=a%00/b statsu=done
-    updated_after=9999-12-31T23:59:59-23:59 updated_after=0001-01-01T00:00:00%2B23:59
-    cursor=x cursor=1 cursor=%00 cursor=%C3%BF cursor=-priority.1. cursor={"A" * 7000}
-    cursor=-priority.1.1;-- cursor=priority.1.1 cursor=-priority.{2**63}.1 {"&p=1" * 500}
-    cursor=-priority.1.1&offset=1
-"""
-SEARCHES = """
-    q='%20OR%20'1'='1 q=';DROP%20TABLE%20tasks;-- q=$1%20$$%20:id q=%7Btasks%7D%7B0%7D q=%25s%25(y)s
-    q=%EF%BF%BF%EF%BF%BF q=Zqx%E2%80%AF assigned_to=9223372036854775807 due_before=1900-01-01
-    repository=..%2F.. offset=9007199254740991 cursor=-priority.999999999999999999.1 q=%ff q=%zz
+    limit=0 limit=201 limit={2**64} limit=5.5 limit= Limit=1 limit%00=1 =1 statsu=done
+    offset=-1 offset={2**63} offset={DIGITS} count=maybe completed=maybe
+    sort=version sort=id,priority sort=id;DROP%20TABLE%20tasks status=done status=
+    q=%00 q= q=x{"%CC%81" * 31} assigned_to=me assigned_to=-1 project_id={2**63} repository=a%00/b
+    due_before=2023-02-29 due_after=0 due_after=10000-01-01 due_after=2023-01-01T00:00:00Z
+    updated_after=0 updated_after=2023-01-01 updated_after=9999-12-31T23:59:59-23:59
+    updated_after=0001-01-01T00:00:00%2B23:59 cursor=x cursor=%00 cursor={"A" * 7000}
+    cursor=-priority.1. cursor=priority.1.1 cursor=-priority.{2**63}.1 cursor=-priority.1.1&offset=1
 """
 MISMATCHED = ['"99999999999999999999"', '"01"', '""', ",".join(f'"{n}"' for n in range(2, 999))]
 MALFORMED = ["1", '"1', "'1'", "\u00b9", MARKER, "**"]
 
 
 def test_a_path_to_nothing_is_not_found_or_invalid(refuses: Refuses) -> None:
-    paths = ["GET /tasks/{}", "GET /projects/{}/tasks/", "GET /uploads/{}/errors"]
-    paths += ["PUT /projects/1/members/{}", "DELETE /projects/{}"]
+    paths = ["GET /tasks/{}", "GET /uploads/{}/errors", "PUT /projects/1/members/{}"]
     refuses([message(path.format(bad)) for path in paths for bad in IDS.split()], 400, 404)
     refuses([message(f"GET {path}") for path in NOWHERE.split()], 404)
 
@@ -234,44 +199,29 @@ def test_an_invalid_query_is_refused(refuses: Refuses) -> None:
     refuses([message(f"GET /tasks/?{text}") for text in QUERIES.split()])
     lists = ("/projects/", "/users/", "/uploads/", "/projects/1/members/", "/projects/1/tasks/")
     refuses([message(f"GET {path}?statsu=done") for path in lists])
-    refuses([message("GET /tasks/?limit=0", key=None)], 401)
-
-
-def test_text_in_a_query_is_searched_for_and_does_nothing_else(admin: Person) -> None:
-    for by in (admin, sign_up(admin)):
-        for text in SEARCHES.split():
-            assert ok(by.get(f"/tasks/?{text}")) == [], text
 
 
 def test_an_invalid_header_is_refused(admin: Person, refuses: Refuses) -> None:
     task = f"/tasks/{create_task(admin, create_project(admin))['id']}"
     refuses([message(f"DELETE {task}", f"If-Match: {tag}") for tag in MISMATCHED], 412)
     refuses([message(f"DELETE {task}", f"If-Match: {tag}") for tag in MALFORMED])
-    keys = [f"Idempotency-Key: {key}" for key in ("", "a b", "\xe9", "x" * 256, "\xff\xfe")]
+    keys = [f"Idempotency-Key: {key}" for key in ("", "a b", "\xe9", "x" * 256)]
     refuses([message("POST /projects/", key, body='{"name": "x"}') for key in keys])
 
 
 # ------------------------------------------------------------------------------------- credentials
 
-API_KEYS = ["", MARKER, f"{KEYS[0]}\xe9", "\xff\xfe", "k" * 10_000, ",".join(KEYS), KEYS[0].upper()]
-AUTHORIZATIONS = ["", "Bearer", "Basic dXNlcjpwYXNz", "\xe9\xff \xff", 'Digest username="x"']
-AUTHORIZATIONS += ["Bearer ..", "Bearer *.*.*", f"Bearer {'.'.join(['a' * 3000] * 3)}"]
-CLAIMS: dict[str, list[Any]] = {
-    "exp": [1, -1, float("inf"), -(10**30), 10**18, 10**30],
-    "nbf": [2**40],
-    "kind": ["Access"],
-    "sub": [str(MISSING), "0", "-1", "9" * 30, DIGITS, "1 OR 1=1", "1\0"],
-    "password_changed_at": ["2027-01-01", "0001-01-01T00:00:00+23:59", "infinity"],
-}
+API_KEYS = ["", MARKER, f"{KEYS[0]}\xe9", "\xff\xfe", ",".join(KEYS), KEYS[0].upper()]
+AUTHORIZATIONS = ["", "Bearer", "Basic dXNlcjpwYXNz", "\xe9\xff \xff", "Bearer ..", "Bearer *.*.*"]
 JWS = jwt.PyJWS()  # takes claims that PyJWT would not sign
-OF_ANY_CLAIM: list[Any] = [None, True, 5, "", "x", [1], {}, float("nan")]
+ODD: list[Any] = [None, True, 5, -1, "", "0", "x", "1\0", "1 OR 1=1", DIGITS, str(MISSING), [1], {}]
+ODD += [float("nan"), float("inf"), 10**18, 10**30, "infinity", "0001-01-01T00:00:00+23:59"]
 
 
 def bad_tokens(token: str) -> list[str]:
     """Tokens that are no good, made from one that is."""
     claims = jwt.decode(token, options={"verify_signature": False})
-    payloads = [claims | {claim: value} for claim in CLAIMS for value in CLAIMS[claim]]
-    payloads += [claims | {claim: value} for claim in claims for value in OF_ANY_CLAIM]
+    payloads = [claims | {claim: value} for claim in claims for value in ODD]
     payloads += [without(claims, claim) for claim in claims]
     bad = [JWS.encode(json.dumps(payload).encode(), SECRET) for payload in payloads]
     bad += [jwt.encode(claims, f"{SECRET} "), jwt.encode(claims, "", "none")]
@@ -286,7 +236,7 @@ def test_bad_credentials_are_unauthorized(admin: Person, refuses: Refuses) -> No
     headers = [f"Authorization: {text}" for text in [*AUTHORIZATIONS, access, f"Bearer, {access}"]]
     headers += [f"Authorization: Bearer {token}" for token in [*bad_tokens(access), refresh]]
     headers += [f"X-API-Key: {key}" for key in API_KEYS] + [f"Cookie: X-API-Key={KEYS[0]}"]
-    refuses([message("GET /tasks/", header, key=None) for header in headers], 401)
+    refuses([message("GET /tasks/?limit=0", header, key=None) for header in headers], 401)
     refuses([message(f"GET /tasks/?access_token={access}", key=None)], 401)
     refuses([message("GET /auth/me", f"Authorization: Bearer {access}", key=MARKER)], 401)
     tokens = [token for token in [*bad_tokens(refresh), access, "..", ""] if len(token) < 4000]
@@ -297,58 +247,27 @@ def test_bad_credentials_are_unauthorized(admin: Person, refuses: Refuses) -> No
 
 
 def test_no_byte_of_a_file_is_read_for_a_stranger(refuses: Refuses) -> None:
-    for size in (f"Content-Length: {KIBIBYTE}", CHUNKED):
-        refuses([message("POST /upload/csv", MULTIPART, size, key=k) for k in ("wrong", None)], 401)
+    for key in (MARKER, None):
+        refuses([message("POST /upload/csv", MULTIPART, CHUNKED, key=key)], 401)
 
 
 # ------------------------------------------------------------------------------ forms, types, sizes
 
-PROJECT = '{"name": "x"}'
-CONTENT_TYPES = ["", "text/plain", "application/jsonx", "json", "*/*", "\xff", FORM[14:]]
-FILE_HEAD = b'Content-Disposition: form-data; name="file"; filename="a.csv"'
-CSV_HEAD, END = b"project_id,title\n", b"\r\n--B--\r\n"
-PART = b'Content-Disposition: form-data; name="f"\r\n\r\nx\r\n--B\r\n'
-
-
-def form(kind: str = "boundary=B", head: bytes = FILE_HEAD, content: bytes = CSV_HEAD) -> bytes:
-    """An upload of one file, which is fine unless an argument says otherwise."""
-    header = f"Content-Type: multipart/form-data; {kind}"
-    return message("POST /upload/csv", header, body=b"--B\r\n" + head + b"\r\n\r\n" + content + END)
-
-
-TOKEN_FORMS = [b"", b"username=ada", b"username=ada&password=", b"username=%00&password=x"]
-TOKEN_FORMS += [b"grant_type=refresh_token&username=ada&password=x"]
-TOKEN_FORMS += [b"\xff=1", b"&" * 16_000, b"&".join(b"f%d=1" % n for n in range(1500))]
-UPLOAD_FORMS = [
-    *(form("boundary="), form("boundary=C"), form("charset=utf-8"), form(head=b"")),
-    *(form("boundary=B; charset=undefined"), form()[: -len(END)] + b" " * len(END)),
-    message("POST /upload/csv", MULTIPART, body=b"--B--\r\n"),
-    form(content=b"x\r\n--B\r\n" + PART * 2000),
-    form(head=FILE_HEAD.replace(b'"file"', b'"other"')),
-    form(head=b"Content-Disposition: form-data"),
-    form(head=FILE_HEAD + b"\r\nX: y" * 10_000),
-    form(head=FILE_HEAD + b"\r\nX:" + b"y" * 100_000),
-]
-FILENAMES = ["../../etc/passwd", "..\\boot.ini", "a\\\r\nX-Evil: 1.csv", "\u00a0", 'a"b.csv']
-FILENAMES += ["x" * 3000, "\u202e\u0130\U0001f600.csv", "%0d%0aX-Evil: 1", "\u2028", "\x01\x7f.csv"]
+TOKEN_FORMS = [b"", b"username=ada&password=", b"username=%00&password=x", b"\xff=1", b"&" * 16_000]
+UPLOAD_FORMS = [b"", b"x", b"--B--\r\n", FILE_START + b"x", b"--B\r\n\r\n\r\n--B--\r\n"]
+FILENAMES = ["../../etc/passwd", "..\\boot.ini", "a\\\r\nX-Evil: 1.csv", 'a"b.csv', "x" * 3000]
 
 
 def test_an_invalid_token_form_is_an_error_of_oauth2(own_service: Service) -> None:
-    for form in TOKEN_FORMS:
-        answer = send(own_service, message("POST /auth/token", FORM, body=form, key=None))
-        assert refused(answer, 400, "body")["error"] == "invalid_request"
-    other = message("POST /auth/token", FORM, body="grant_type=client_credentials", key=None)
-    problem = refused(send(own_service, other), 400, code="unsupported_grant_type")
-    assert problem["error"] == "unsupported_grant_type"
+    errors = dict.fromkeys(TOKEN_FORMS, "invalid_request")
+    errors |= {b"grant_type=client_credentials": "unsupported_grant_type"}
+    for body, error in errors.items():
+        answer = send(own_service, message("POST /auth/token", FORM, body=body, key=None))
+        assert refused(answer, 400)["error"] == error
 
 
-def test_a_body_of_another_type_or_encoding_is_refused(refuses: Refuses) -> None:
-    kinds = [f"Content-Type: {kind}" for kind in [*CONTENT_TYPES, MULTIPART[14:]]]
-    refuses([message("POST /projects/", kind, body=PROJECT) for kind in kinds])
-    compressed = gzip.compress(PROJECT.encode())
-    refuses([message("POST /projects/", "Content-Encoding: gzip", body=compressed)])
-    refuses([message("POST /projects/", body=PROJECT).replace(JSON.encode() + b"\r\n", b"")])
-    refuses(UPLOAD_FORMS)
+def test_an_invalid_upload_form_is_refused(refuses: Refuses) -> None:
+    refuses([message("POST /upload/csv", MULTIPART, body=body) for body in UPLOAD_FORMS])
 
 
 def test_the_name_of_a_file_cannot_leave_its_header_or_its_folder(admin: Person) -> None:
@@ -366,47 +285,33 @@ LIMITS = {
     ("POST /auth/login", JSON): 16 * KIBIBYTE,
     ("POST /auth/token", FORM): 16 * KIBIBYTE,
     ("POST /projects/", JSON): 256 * KIBIBYTE,
-    ("PATCH /users/1", JSON): 256 * KIBIBYTE,
     ("POST /upload/csv", MULTIPART): 65 * KIBIBYTE * KIBIBYTE,
 }
 
 
-def test_a_body_over_the_limit_is_refused_whether_declared_or_chunked(refuses: Refuses) -> None:
+def test_a_body_over_the_limit_is_refused(admin: Person, refuses: Refuses) -> None:
     for start, limit in LIMITS.items():
-        begun = b"--B\r\n" + FILE_HEAD + b"\r\n\r\n" if MULTIPART in start else MARKER.encode()
+        begun = FILE_START if MULTIPART in start else MARKER.encode()
         chunk = b"%x\r\n" % (limit + 1) + begun.ljust(limit + 1) + b"\r\n0\r\n\r\n"
         declared = [message(*start, f"Content-Length: {size}") for size in (limit + 1, 10**12)]
         refuses([*declared, message(*start, CHUNKED, body=chunk)], 413)
-
-
-def test_a_body_of_the_limit_is_taken(admin: Person) -> None:
-    content = PROJECT.ljust(256 * KIBIBYTE)
-    answer = admin.post("/projects/", content=content, headers={"Content-Type": "application/json"})
-    assert ok(answer, 201)["name"] == "x"
+    longest = message("POST /projects/", body='{"name": "x"}'.ljust(256 * KIBIBYTE))
+    assert send(admin.service, longest).status_code == 201
 
 
 # ------------------------------------------------------------------------------------------- a bug
 
 
-def test_a_bug_is_a_500_that_tells_nothing_and_keeps_the_connection(
-    database_url: str,
-) -> None:
+def test_a_bug_is_a_500_that_tells_nothing(database_url: str) -> None:
     with serve(DATABASE_URL=database_url, tracebacks=True) as own:
         admin = own.client(X_API_Key=KEYS[0])
         project = create_project(admin)["id"]
         query(database_url, f"ALTER TABLE tasks ADD CONSTRAINT {MARKER} CHECK (title <> 'x')")
-        before = stored(own)
         headers = {"Idempotency-Key": "failed", "X-Request-ID": "request-of-the-bug"}
         body = {"title": "x", "project_id": project}
         failed = admin.post("/tasks/", json=body, headers=headers)
         assert "errors" not in refused(failed, 500, code="internal_error")
-        wires = [
-            answer.extensions["network_stream"].get_extra_info("client_addr")
-            for answer in (failed, admin.get("/livez"))
-        ]
-        assert wires[0] == wires[1], "the connection is kept"
         assert "request-of-the-bug" in own.log_text()
-        assert stored(own) == before
         given_up = finished(admin, upload(admin, f"project_id,title\n{project},x\n"))
         assert given_up["state"] == "failed"
         assert given_up["error"] == "An internal error occurred; see the log."
