@@ -97,9 +97,8 @@ def refuses(own_service: Service, subtests: pytest.Subtests) -> Refuses:
 DIGITS, DEEP, ACCENTS = "9" * 5000, "[" * 500 + "]" * 500, "x" + "\u0301" * 31
 DOCUMENTS: list[str | bytes] = [
     *(MARKER, "null", '[{"name": "x"}]', "{}", '{"name": "x"} x', "[" * 100_000),
-    *(b'{"name": "\xe9"}', '{"name": "\ud800"}'),
+    *(b'{"name": "\xe9"}', '{"name": "\ud800"}', json.dumps(dict.fromkeys(map(str, range(50))))),
 ]
-OTHER_TYPES = ["Content-Type: text/plain", "Content-Type: \xff", FORM, MULTIPART]
 # Invalid values, of each field.
 PROJECT_FIELDS = {
     "name": r'null true 5 ["x"] "" "\u0020\t" "x\u0000" "x\ud800" NaN -Infinity 1e400 [1e400]'
@@ -139,8 +138,7 @@ def with_fields(fields: dict[str, str], **valid: str) -> list[str]:
 
 def test_a_body_that_is_no_object_is_refused(admin: Person, refuses: Refuses) -> None:
     refuses([message("POST /projects/", body=body) for body in DOCUMENTS])
-    refuses([message("POST /projects/", JSON, "Content-Length: 0")])
-    refuses([message("POST /projects/", kind, body='{"name": "x"}') for kind in OTHER_TYPES])
+    refuses([message("POST /projects/", FORM, body='{"name": "x"}')])
     many = refused(admin.post("/projects/", json={f"f{n}": 1 for n in range(101)}), 400, "body")
     assert many["errors"][0]["msg"] == "Expected at most 100 fields"
 
@@ -178,7 +176,7 @@ NOWHERE = f"/nope%00 /%ff /{MARKER} //evil.example /tasks//1 /LIVEZ /api/v1/api/
 QUERIES = f"""
     limit=0 limit=201 limit={2**64} limit=5.5 limit= Limit=1 limit%00=1 =1 statsu=done
     offset=-1 offset={2**63} offset={DIGITS} count=maybe completed=maybe
-    sort=version sort=id,priority sort=id;DROP%20TABLE%20tasks status=done status=
+    sort=version sort=id,priority status=done status= status=pending{"&status=pending" * 10}
     q=%00 q= q=x{"%CC%81" * 31} assigned_to=me assigned_to=-1 project_id={2**63} repository=a%00/b
     due_before=2023-02-29 due_after=0 due_after=10000-01-01 due_after=2023-01-01T00:00:00Z
     updated_after=0 updated_after=2023-01-01 updated_after=9999-12-31T23:59:59-23:59
@@ -237,7 +235,6 @@ def test_bad_credentials_are_unauthorized(admin: Person, refuses: Refuses) -> No
     headers += [f"Authorization: Bearer {token}" for token in [*bad_tokens(access), refresh]]
     headers += [f"X-API-Key: {key}" for key in API_KEYS] + [f"Cookie: X-API-Key={KEYS[0]}"]
     refuses([message("GET /tasks/?limit=0", header, key=None) for header in headers], 401)
-    refuses([message(f"GET /tasks/?access_token={access}", key=None)], 401)
     refuses([message("GET /auth/me", f"Authorization: Bearer {access}", key=MARKER)], 401)
     tokens = [token for token in [*bad_tokens(refresh), access, "..", ""] if len(token) < 4000]
     bodies = [json.dumps({"refresh_token": token}) for token in tokens]
