@@ -3,6 +3,7 @@
 pytest -s tests/test_attacks.py    shows how long others waited meanwhile
 """
 
+import resource
 import socket
 import subprocess
 import sys
@@ -259,13 +260,16 @@ def crowded(own: Service, admin: Person) -> str:
     """
     query(own.database_url, sql, project["id"])
     query(own.database_url, "ANALYZE tasks")
+    created(admin, register(admin, new_name(), email=TAKEN["email"]))
     return f"/projects/{project['id']}"
 
 
+TAKEN = {"email": "taken@example.org", "password": "another horse", "current_password": PASSWORD}
 # How many at once, and what each does.
 FLOODS: dict[str, tuple[int, Callable[[Person, Person], httpx.Response]]] = {
     "registrations": (40, lambda admin, _: register(admin, new_name())),
     "new passwords": (40, set_password),
+    "one's passwords": (99, lambda _, member: member.patch(f"/users/{member.id}", json=TAKEN)),
     "sign-ins that are refused": (5, lambda admin, _: log_in(admin, "closed", "wrong")),
     "searches": (60, lambda _, member: member.get("/tasks/?q=zz")),
     "counts": (60, lambda _, member: member.get("/tasks/?count=true")),
@@ -293,7 +297,7 @@ def test_a_flood_delays_nobody_else(flood: str, crowded: str, admin: Person, own
             refusal = set_password(person, member, "of a stranger")
             refused(refusal, 403, code="forbidden")
             assert refusal.elapsed.total_seconds() < 0.5
-    assert statuses(answers).keys() <= {200, 201, 400, 429, 503}
+    assert statuses(answers).keys() <= {200, 201, 400, 409, 429, 503}
 
 
 def test_a_name_in_the_settings_gives_a_stranger_no_rights(admin: Person, own: Service) -> None:
@@ -317,6 +321,15 @@ def test_a_statement_that_takes_too_long_is_no_outage(admin: Person, own: Servic
     refused(answer, 503, code="statement_too_long")
     assert "Retry-After" not in answer.headers
     assert "unavailable" not in own.log_text()
+
+
+def test_a_full_disk_is_no_fault_of_the_file(admin: Person, own: Service) -> None:
+    assert own.process
+    unlimited = resource.prlimit(own.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(own.process.pid, resource.RLIMIT_FSIZE, (2**21, unlimited[1]))
+    answer = upload(admin, HEADER + b"1,T\n" * 2**20)
+    resource.prlimit(own.process.pid, resource.RLIMIT_FSIZE, unlimited)
+    refused(answer, 503, code="storage_full")
 
 
 def test_hanging_look_ups_of_one_user_delay_only_those(admin: Person, github: GitHub) -> None:
