@@ -1,5 +1,4 @@
-"""A PostgreSQL server that a test may stop, crash, freeze and promote, of the programs that the
-embedded one uses. Needs Linux."""
+"""Programs that tests run; a PostgreSQL that they may stop, crash, freeze and promote."""
 
 import asyncio
 import os
@@ -10,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
@@ -17,6 +17,14 @@ from embedded import CAPABILITY, INIT, NOBODY, PROGRAMS
 from tests.service import free_port, query
 
 AS_NOBODY = ["setpriv", *NOBODY, *CAPABILITY] if os.geteuid() == 0 else []
+
+
+def run(*command: str | Path, code: int = 0, **options: Any) -> str:
+    """All that is printed by a command that ends with this code."""
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, timeout=600, **options)  # noqa: S603
+    assert done.returncode == code, f"{command}\n{done.stdout}"
+    return str(done.stdout)
 
 
 class Server:
@@ -27,12 +35,7 @@ class Server:
 
     def run(self, program: str, *arguments: str) -> None:
         command = [*AS_NOBODY, f"{PROGRAMS}/{program}", f"-D{self.folder}", *arguments]
-        with tempfile.TemporaryFile() as output:  # not a pipe, which the server would keep open
-            code = subprocess.run(  # noqa: S603
-                command, stdout=output, stderr=output, env={"LC_ALL": "C"}, timeout=60
-            ).returncode
-            output.seek(0)
-            assert code == 0, output.read().decode()
+        run(*command, env={"LC_ALL": "C"})
 
     def control(self, *action: str) -> None:
         options = f"-p {self.port} -h 127.0.0.1 -k ''"

@@ -2,10 +2,7 @@
 
 import re
 from functools import partial
-from typing import Any
 
-import asyncpg
-import httpx
 import pytest
 
 import main
@@ -15,9 +12,7 @@ from tests.service import (
     Person,
     Service,
     at_once,
-    connected,
     create_project,
-    query,
     refused,
     serve,
     sign_up,
@@ -80,34 +75,3 @@ def test_uploads_and_deletions_deadlock_with_nobody(service: Service, admin: Per
         *added, deleted = at_once(*adding, partial(admin.delete, f"/projects/{project['id']}"))
         assert deleted.status_code == 204
         assert set(statuses(added)) <= {201, 404}
-
-
-def test_a_batch_is_imported_whole_or_not(cluster: list[str], new_database: NewDatabase) -> None:
-    batch = """
-        INSERT INTO uploads (id, filename, columns, rows_total, created_by)
-        VALUES (1, 'x', '{project_id,title}', 1, 1);
-        INSERT INTO upload_batches (upload_id, line, rows) VALUES (1, 2, '[[2, ["1", "A task"]]]')
-    """
-    kill = """
-        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-        WHERE datname = $1 AND backend_type LIKE 'client%'
-    """
-
-    async def lose_the_workers_and_commit(db: Any) -> None:
-        await db.execute(batch)
-        await db.execute("BEGIN")
-        await main.import_rows(db, 1, ["project_id", "title"], 1)
-        for worker in cluster[1:]:
-            other = await asyncpg.connect(worker)
-            await other.fetch(kill, httpx.URL(url).path[1:])
-            await other.close()
-        with pytest.raises(asyncpg.PostgresError):
-            await db.execute("COMMIT")
-
-    with new_database() as url:
-        with serve(DATABASE_URL=url) as own:
-            create_project(own.client(X_API_Key=KEYS[0]))
-        connected(url, lose_the_workers_and_commit)
-        assert query(url, "SELECT state FROM uploads") == [("queued",)]
-        assert query(url, "SELECT line FROM upload_batches") == [(2,)]
-        assert query(url, "SELECT id FROM tasks") == []

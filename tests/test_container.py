@@ -10,11 +10,9 @@ import re
 import secrets
 import shutil
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,12 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.postgres import run
 from tests.service import (
     INHERITED,
     KEYS,
     ROOT,
     SECRET,
-    UNREACHABLE,
     Person,
     Service,
     at_once,
@@ -38,19 +36,16 @@ from tests.service import (
     refused,
     send_raw,
     serve,
-    sign_up,
     statuses,
     upload,
     wait_until,
     walk,
 )
-from tests.test_drills import requests_without_end
-from tests.test_readme import run
+from tests.test_drills import requests_without_end, run_features
 
 pytestmark = pytest.mark.container
 LEAKED = "a-secret-that-lies-in-the-checkout"
-DOCKER = {name: os.environ[name] for name in ("DOCKER_HOST", "DOCKER_CONFIG") if name in os.environ}
-ENVIRONMENT = {name: os.environ[name] for name in INHERITED if name in os.environ} | DOCKER
+VARIABLES = (*INHERITED, "DOCKER_HOST", "DOCKER_CONFIG")
 PAGE = (ROOT / "docs/deploy.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 START, SHOW_KEY = BLOCKS[0].splitlines()
@@ -62,42 +57,29 @@ while docker inspect -f '{{.State.Health.Status}}' $(docker compose ps -q api) |
 do sleep 1; done
 """
 
-# ---------------------------------------------------------------------------------------- the stack
-
-
-def inspect(container: str) -> Any:
-    return json.loads(run("docker", "inspect", container))[0]
-
-
-def wait_until_healthy(container: str) -> None:
-    wait_until(lambda: inspect(container)["State"]["Health"]["Status"] == "healthy", 60)
-
 
 class Stack:
     """compose.yaml as a project of its own, with a port and addresses of its own."""
 
     def __init__(self, checkout: Path) -> None:
-        plugin = subprocess.run(["docker", "compose", "version"], capture_output=True)  # noqa: S607
-        self.has_version_2 = plugin.returncode == 0
-        self.name = f"projects-test-{secrets.token_hex(4)}"
-        self.checkout, self.subnet = checkout, f"10.213.{secrets.randbelow(256)}"
-        port = free_port()
+        self.checkout = checkout
+        self.subnet = f"10.213.{secrets.randbelow(256)}"
+        self.service = Service(f"http://127.0.0.1:{free_port()}")
         self.settings = {
+            "COMPOSE_PROJECT_NAME": f"projects-test-{secrets.token_hex(4)}",
             "API_KEY": ",".join(KEYS),
             "JWT_SECRET_KEY": f'"{SECRET}"',
-            "GITHUB_API_BASE": UNREACHABLE,
             "GITHUB_TOKEN": LEAKED,
-            "PORT": port,
+            "PORT": self.service.url.rpartition(":")[2],
             "SUBNET": self.subnet,
         }
-        self.service = Service(f"http://127.0.0.1:{port}")
 
     def run_script(self, script: str) -> str:
         """Run lines as docs/deploy.md has them in the checkout."""
-        if not self.has_version_2:
+        if "Compose" not in run("bash", "-c", "docker compose version || true"):
             script = re.sub(r"(?<=up -d )(.*)--wait(.*)", rf"\1\2; {WAIT}", script)
             script = script.replace("docker compose", "docker-compose")
-        environment = ENVIRONMENT | {"COMPOSE_PROJECT_NAME": self.name}
+        environment = {name: os.environ[name] for name in VARIABLES if name in os.environ}
         return run("bash", "-euc", script, cwd=self.checkout, env=environment)
 
     def start(self, **settings: str) -> None:
@@ -113,16 +95,13 @@ class Stack:
 
 
 @pytest.fixture(scope="module")
-def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """From a checkout with files that belong into no image, under a umask that leaves others
-    nothing."""
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """From a checkout with files that belong into no image."""
     checkout = tmp_path_factory.mktemp("machine") / "checkout"
     unshipped = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".data", "node_modules")
     shutil.copytree(ROOT, checkout, ignore=unshipped)
     for name in ("id_rsa", "test_more.py"):
         (checkout / name).write_text(LEAKED)
-    for path in checkout.glob("*.*"):
-        path.chmod(path.stat().st_mode & 0o700)
     stack = Stack(checkout)
     try:
         stack.start()
@@ -132,33 +111,21 @@ def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def stack(shared_stack: Stack) -> Iterator[Stack]:
-    """The stack with its first settings; a test that changes them has them changed back."""
-    first = (shared_stack.checkout / ".env").read_text()
-    yield shared_stack
-    if (shared_stack.checkout / ".env").read_text() != first:
-        shared_stack.start()
-
-
-@pytest.fixture
 def root(stack: Stack) -> Person:
     """The admin by API key, through nginx."""
     return stack.service.client(X_API_Key=KEYS[0])
 
 
-# ---------------------------------------------------------------------------------------- the image
+def inspect(container: str) -> Any:
+    return json.loads(run("docker", "inspect", container))[0]
 
 
-def ask(line: str, *headers: str, host: str = "x") -> bytes:
-    return "\r\n".join([f"{line} HTTP/1.1", f"Host: {host}", *headers, "", ""]).encode("latin-1")
+def ask(line: str, *headers: str) -> bytes:
+    return "\r\n".join([f"{line} HTTP/1.1", "Host: x", *headers, "", ""]).encode()
 
 
-STALL = f"""
-import socket, time
-service = socket.create_connection(("127.0.0.1", 8000))
-service.sendall({ask("POST /tasks/", f"X-API-Key: {KEYS[0]}", "Content-Length: 100")!r})
-time.sleep(60)
-"""
+# The head of a file, which nginx passes on before it has the rest.
+FILE = ("Content-Type: multipart/form-data; boundary=B", "Content-Length: 40000000")
 FIND_WRITABLE = """
 find / \\( -path /proc -o -path /sys \\) -prune -o -writable \\( -type d -o -type f \\) -print \\
     2>/dev/null || true
@@ -186,49 +153,26 @@ def test_the_image_holds_the_service_alone_and_has_no_rights(stack: Stack) -> No
 
 def test_the_container_stops_in_time_while_a_client_stalls(stack: Stack) -> None:
     (api,) = stack.find()
-    run("docker", "exec", "--detach", api, "python", "-c", STALL)
-    time.sleep(1)
-    begun = time.monotonic()
-    run("docker", "stop", api)
-    assert 5 < time.monotonic() - begun < 15
+    with stack.service.connect() as client:
+        client.sendall(ask("POST /upload/csv", f"X-API-Key: {KEYS[0]}", *FILE))
+        time.sleep(1)
+        begun = time.monotonic()
+        run("docker", "stop", api)
+        assert 5 < time.monotonic() - begun < 15
     assert inspect(api)["State"]["ExitCode"] == 0, run("docker", "logs", api)
     stack.start()
 
 
-@pytest.mark.skipif("TEST_DATABASE_URL" in os.environ, reason="TEST_DATABASE_URL is set")
-def test_the_tests_have_a_postgresql_in_a_container(postgres_url: str) -> None:
-    ports = run("docker", "ps", "--filter", "label=org.testcontainers=true", "--format={{.Ports}}")
-    assert f":{httpx.URL(postgres_url).port}->5432/tcp" in ports
-
-
-# ------------------------------------------------------------------------------------ through nginx
-
-
 def test_the_features_work_from_outside(stack: Stack) -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_main.py"]
-    report = run(*command, cwd=ROOT, env=os.environ | {"TEST_SERVICE_URL": stack.service.url})
-    assert " passed" in report
-
-
-def test_a_file_of_almost_64_mib_goes_in_and_out(root: Person) -> None:
-    number = create_project(root)["id"]
-    rows = [f"{number},Row {row},{'x' * 9900}" for row in range(6500)]
-    content = "\n".join(["project_id,title,description", *rows])
-    assert 60 * 2**20 < len(content) < 64 * 2**20
-    assert finished(root, upload(root, content), 60)["rows_inserted"] == 6500
-    exported = root.get(f"/projects/{number}/tasks/export").text.splitlines()[1:]
-    assert [line[: len(row)] for line, row in zip(exported, rows, strict=True)] == rows
+    assert " passed" in run_features(stack.service.url)
 
 
 REFUSED_BY_NGINX = {
     "no_http": (b"What?\r\n\r\n", 400),
-    "raw_byte_in_path": (ask("GET /t\xe4sks/"), 400),
     "long_headers": (ask("GET /", f"X: {'a' * 40_000}"), 431),
-    "trace": (ask("TRACE /"), 501),
     "body": (ask("POST /projects/", "Content-Length: 262145"), 413),
     "login": (ask("POST /api/v1/auth/login", "Content-Length: 16385"), 413),
     "file": (ask("POST /api/v1/upload/csv/", "Content-Length: 68157441"), 413),
-    "no_file": (ask("POST /x/upload/csv", "Content-Length: 262145"), 413),
 }
 
 
@@ -240,39 +184,18 @@ def test_nginx_refuses_with_problems_too(stack: Stack, text: bytes, status: int)
 
 
 def test_nginx_keeps_nothing_of_a_file_for_the_service_to_refuse(stack: Stack) -> None:
-    kind = "Content-Type: multipart/form-data; boundary=B"
-    stalled = ask("POST /upload/csv", kind, "Content-Length: 40000000") + b"x" * 1_000_000
-    assert send_raw(stack.service, stalled)[0] == 401
+    status, _, _ = send_raw(stack.service, ask("POST /upload/csv", *FILE) + b"x" * 1_000_000)
+    assert status == 401
 
 
-def test_the_refusal_of_a_large_body_arrives(root: Person) -> None:
-    """The service refuses unread what nginx is still sending."""
-    member, stranger = sign_up(root), root.service.client(Authorization="Bearer expired")
-    for _ in range(10):
-        refused(upload(stranger, b"x" * 5_000_000), 401)
-        refused(upload(member, b"x" * 5_000_000), 403)
-        refused(upload(root, b"x" * (64 * 2**20 + 200_000)), 413)
-        refused(stranger.post("/tasks/", json={"title": "x" * 250_000}), 401)
-
-
-def try_to_refresh(by: httpx.Client, addresses: list[str]) -> dict[int, int]:
-    """The statuses of sign-ins that claim to come from these addresses, all at once."""
+def test_an_address_that_signs_in_without_end_is_limited_whatever_it_claims(root: Person) -> None:
     token = {"refresh_token": "x"}
-    claims = [{"X-Forwarded-For": address} for address in addresses]
-    acts = [partial(by.post, "/auth/refresh", json=token, headers=claim) for claim in claims]
+    claims = [{"X-Forwarded-For": f"203.0.113.{number}"} for number in range(90)]
+    acts = [partial(root.post, "/auth/refresh", json=token, headers=claim) for claim in claims]
     answers = at_once(*acts)
+    assert statuses(answers).keys() == {401, 429}
     for answer in answers:
-        if answer.status_code == 429:
-            refused(answer, 429, code="too_many_requests")
-    return statuses(answers)
-
-
-def test_an_address_that_signs_in_without_end_is_limited(root: Person) -> None:
-    claims = [f"203.0.113.{number}" for number in range(90)]
-    assert try_to_refresh(root, claims).keys() == {401, 429}
-
-
-# ------------------------------------------------------------------------------ killed and replaced
+        refused(answer, answer.status_code)
 
 
 def test_nothing_was_stored_that_a_client_is_told_to_retry(stack: Stack, root: Person) -> None:
@@ -281,7 +204,8 @@ def test_nothing_was_stored_that_a_client_is_told_to_retry(stack: Stack, root: P
     path = f"/projects/{create_project(root)['id']}/tasks/"
 
     def create(title: str) -> None:
-        answers[title] = root.post(path, json={"title": title})
+        with suppress(httpx.RemoteProtocolError):  # killed within its answer
+            answers[title] = root.post(path, json={"title": title})
 
     with requests_without_end(24, create):
         time.sleep(2)
@@ -296,18 +220,21 @@ def test_nothing_was_stored_that_a_client_is_told_to_retry(stack: Stack, root: P
     assert found.keys() == {201, 502, 503}
     for title, answer in answers.items():
         if answer.status_code == 502:
-            body = refused(answer, 502, code="no_answer")
-            assert "may or may not have been carried out" in body["detail"]
+            refused(answer, 502, code="no_answer")
             assert "Retry-After" not in answer.headers
         else:
             assert answer.is_success == (title in stored), answer.text
-        if answer.status_code == 503 and "X-Content-Type-Options" not in answer.headers:
-            refused(answer, 503, code="unavailable")  # nginx's own
+        if answer.status_code == 503:
+            refused(answer, 503)
+
+
+# These start it with other settings.
 
 
 def test_two_replicas_lose_no_request_when_replaced(stack: Stack, root: Person) -> None:
     stack.start(REPLICAS="2")
-    first, answers, titles = stack.find(), list[httpx.Response](), list[str]()
+    first = stack.find()
+    answers, titles = list[httpx.Response](), list[str]()
     path = f"/projects/{create_project(root)['id']}/tasks/"
 
     def create_change_and_read(title: str) -> None:
@@ -318,26 +245,10 @@ def test_two_replicas_lose_no_request_when_replaced(stack: Stack, root: Person) 
 
     with requests_without_end(4, create_change_and_read):
         stack.run_script(REPLACE)
-        for replica in stack.find():
-            run("docker", "restart", replica)
-            wait_until_healthy(replica)
-        while len(answers) < 1000:
-            time.sleep(0.1)
-    print(f"replaced and restarted: {statuses(answers)}")
+    print(f"replaced: {statuses(answers)}")
     assert set(stack.find()).isdisjoint(first)
     assert [answer.text for answer in answers if not answer.is_success] == []
-    assert statuses(answers) == {200: 2 * len(titles), 201: len(titles)}
     assert sorted(task["title"] for task in walk(root, path)) == sorted(titles)
-
-
-# ------------------------------------------------------------------------------- docs/deploy.md, on
-
-WEBSOCKET = {
-    "Connection": "Upgrade",
-    "Upgrade": "websocket",
-    "Sec-WebSocket-Version": "13",
-    "Sec-WebSocket-Key": "c29tZSAxNiBieXRlcyBvZg==",
-}
 
 
 def test_a_prefix_a_generated_key_and_the_client_need_no_other_file(stack: Stack) -> None:
@@ -353,11 +264,9 @@ def test_a_prefix_a_generated_key_and_the_client_need_no_other_file(stack: Stack
     for path in ("/pmtasks/", "/tasks/", "/auth/login", "/pm/pm/auth/login"):
         refused(person.post(path, json={}), 404)
     (client,) = stack.find("client")
-    wait_until_healthy(client)
+    wait_until(lambda: inspect(client)["State"]["Health"]["Status"] == "healthy", 60)
     assert person.get("/pm/client").headers["Location"] == f"{stack.service.url}/pm/client/"
     assert "<title>Streamlit" in person.get("/pm/client/").text
-    with person.stream("GET", "/pm/client/_stcore/stream", headers=WEBSOCKET) as answer:
-        assert answer.status_code == 101
 
 
 def check_links_and_limits(root: httpx.Client) -> None:
@@ -365,12 +274,11 @@ def check_links_and_limits(root: httpx.Client) -> None:
     answer = root.post("tasks/", json={"title": "T"})
     task = created(root, answer)
     assert answer.headers["Location"] == f"{base}/tasks/{task['id']}"
-    content = f"project_id,title\n{task['project_id']},T\n"
-    assert finished(root, upload(root, content))["rows_inserted"] == 1
+    row = f"{task['project_id']},T,{'x' * 9900}\n"
+    content = f"project_id,title,description\n{row * 300}"  # of 3 MB, which are kept in /tmp
+    assert finished(root, upload(root, content))["rows_inserted"] == 300
     assert root.get("tasks?limit=1").links["next"]["url"].startswith(f"{base}/tasks?")
     refused(root.post("tasks/", content=b"x" * 300_000), 413, code="body_too_large")
-    file = {"file": ("tasks.csv", b"x" * 5_000_000)}
-    refused(root.post("upload/csv", files=file, headers={"X-API-Key": "unknown"}), 401)
 
 
 MAKE_CERTIFICATE = """
@@ -404,8 +312,3 @@ def test_it_runs_without_containers_behind_tls(database_url: str, tmp_path: Path
             assert root.get("livez").headers["Strict-Transport-Security"] == "max-age=300"
             root.headers["X-API-Key"] = KEYS[0]
             check_links_and_limits(root)
-        direct = Service(f"http://{plain}/pm").client()
-        one_network = [f"2001:db8:0:1::{number:x}" for number in range(90)]
-        assert try_to_refresh(direct, one_network).keys() == {401, 429}
-        networks = [f"2001:db8:0:{number:x}::1" for number in range(90)]
-        assert try_to_refresh(direct, networks) == {401: 90}

@@ -1,37 +1,28 @@
-"""The OpenAPI document: what generated clients rely on, a rule a test, over all operations.
-
-Its examples work as shown, and OAuth2 libraries sign in and refresh.
-"""
+"""The OpenAPI document: what generated clients rely on, a rule a test, over all operations."""
 
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import pytest
 
 import main
-from tests import service as services
-from tests.service import KEYS, PASSWORD, NewDatabase, Person, Service, ok
+from tests.postgres import run
+from tests.service import KEYS, NewDatabase, Person, finished, ok, serve
 
 INT64 = r"id|.*_id|created_by|assigned_to|repository_stars|offset"
 INT32 = r"priority|version|status|limit|expires_in|rows_\w+"
 Nodes: TypeAlias = list[tuple[str, Any]]
 
 
-@dataclass
 class Operation:
-    method: str
-    path: str
-    fields: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        self.name: str = self.fields["operationId"]
-        self.parameters = {it["name"]: it for it in self.fields.get("parameters", [])}
-        self.responses: dict[str, Any] = self.fields["responses"]
+    def __init__(self, method: str, path: str, fields: dict[str, Any]) -> None:
+        self.method, self.path, self.fields = method, path, fields
+        self.name: str = fields["operationId"]
+        self.parameters = {it["name"]: it for it in fields.get("parameters", [])}
+        self.responses: dict[str, Any] = fields["responses"]
         self.success = min(self.responses)
 
 
@@ -100,18 +91,14 @@ def test_integers_have_their_width_and_no_bound_overflows_it(nodes: Nodes) -> No
     assert [name for name, node in integers if node.keys() & words_of_pydantic] == []
 
 
-def test_patterns_are_valid_in_javascript_and_stand_beside_words(
-    nodes: Nodes,
-) -> None:
-    patterns: dict[str, bool] = {}
-    for _, node in nodes:
-        for part in (node, *node.get("anyOf", [])):
-            if pattern := part.get("pattern"):
-                patterns[pattern] = patterns.get(pattern, False) or "description" in node
-    assert [pattern for pattern, is_in_words in patterns.items() if not is_in_words] == []
+def test_patterns_are_valid_in_javascript_and_stand_beside_words(nodes: Nodes) -> None:
+    parts = [(node, part) for _, node in nodes for part in (node, *node.get("anyOf", []))]
+    patterns = {part["pattern"] for _, part in parts if "pattern" in part}
+    in_words = {part.get("pattern") for node, part in parts if "description" in node}
+    assert patterns - in_words == set()
     script = "JSON.parse(process.argv[1]).forEach(pattern => RegExp(pattern, 'u'))"
-    if node_js := shutil.which("node"):
-        subprocess.run([node_js, "-e", script, json.dumps([*patterns])], check=True)  # noqa: S603
+    if shutil.which("node"):
+        run("node", "-e", script, json.dumps([*patterns]))
 
 
 def test_a_refusal_is_typed_down_to_its_errors(schemas: Any) -> None:
@@ -204,7 +191,7 @@ def test_every_example_works(
     }
     ranks = {"create_project": 0, "post": 1, "delete": 3, "delete_project": 4}
     operations = sorted(operations, key=lambda it: ranks.get(it.name, ranks.get(it.method, 2)))
-    with new_database() as url, services.serve(DATABASE_URL=url) as own:
+    with new_database() as url, serve(DATABASE_URL=url) as own:
         by = own.client(X_API_Key=KEYS[0])
         for it in operations:
             sent = it.fields.get("requestBody", {"content": {}})["content"].get("application/json")
@@ -215,21 +202,4 @@ def test_every_example_works(
                 token = answer.json()["refresh_token"]
                 bodies["refresh_tokens"] = {"json": {"refresh_token": token}}
             if it.name == "upload_csv":
-                assert services.finished(by, answer)["rows_rejected"] == 1
-
-
-def test_oauth2_libraries_sign_in_and_refresh(
-    service: Service, admin: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    authlib = pytest.importorskip("authlib.integrations.requests_client")
-    requests_oauthlib = pytest.importorskip("requests_oauthlib")
-    client = pytest.importorskip("oauthlib.oauth2").LegacyApplicationClient("tests")
-    monkeypatch.setenv("OAUTHLIB_INSECURE_TRANSPORT", "1")  # http will do
-    person, url = services.sign_up(admin), f"{service.url}/auth/token"
-    for session in (authlib.OAuth2Session("tests"), requests_oauthlib.OAuth2Session(client=client)):
-        first = session.fetch_token(url, username=person.username, password=PASSWORD)
-        again = session.refresh_token(url, refresh_token=first["refresh_token"])
-        assert again["refresh_token"]
-        assert session.get(f"{service.url}/auth/me").json()["username"] == person.username
-        with pytest.raises(Exception, match="invalid_grant"):
-            session.refresh_token(url, refresh_token="revoked")  # noqa: S106
+                assert finished(by, answer)["rows_rejected"] == 1

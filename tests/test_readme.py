@@ -4,15 +4,14 @@ the pages say; links lead somewhere."""
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from embedded import PROGRAMS
 from tests.github import GitHub
+from tests.postgres import run
 from tests.service import (
     KEYS,
     ROOT,
@@ -35,14 +34,6 @@ def read_block(page: Path, heading: str, language: str = "sh") -> str:
     """The first block of code in a language under a heading."""
     section = page.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     return section.partition(f"```{language}\n")[2].partition("```")[0]
-
-
-def run(*command: str | Path, code: int = 0, **options: Any) -> str:
-    """All that is printed by a command that ends with this code."""
-    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(command, timeout=600, **options)  # noqa: S603
-    assert done.returncode == code, f"{command}\n{done.stdout}"
-    return str(done.stdout)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
@@ -107,12 +98,6 @@ def test_a_backup_is_restored(database_url: str, cluster: list[str], tmp_path: P
     query(database_url, "DROP TABLE secrets")
     assert run("bash", "-c", restore, cwd=tmp_path, env=settings) == ""
     assert query(database_url, select) == kept
-
-
-def test_ci_runs_the_test_command_of_the_readme() -> None:
-    assert read_block(ROOT / "README.md", "Test").endswith(".venv/bin/python -m pytest\n")
-    assert "README.md" in (ROOT / ".ci" / "run").read_text()
-    assert "run: .ci/run\n" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
