@@ -23,8 +23,8 @@ def reply(content: Any = b"", status: int = 200, **headers: Any) -> bytes:
 
 def describe(name: str, **fields: Any) -> bytes:
     """The answer about a repository."""
-    known = {"full_name": name, "private": False, "stargazers_count": 7}
-    return reply(known | {"description": "Does it"} | fields)
+    known = {"full_name": name, "private": False, "stargazers_count": 7, "description": "Does it"}
+    return reply(known | fields)
 
 
 class GitHub(ThreadingHTTPServer):

@@ -1,31 +1,11 @@
 """The service on a Citus cluster: TEST_DATABASE_URL is its coordinator; skipped elsewhere."""
 
 import re
-from functools import partial
 
 import pytest
 
 import main
-from tests.service import (
-    KEYS,
-    NewDatabase,
-    Person,
-    Service,
-    at_once,
-    create_project,
-    refused,
-    serve,
-    sign_up,
-    statuses,
-    upload,
-)
-
-
-@pytest.fixture(autouse=True)
-def _require_a_cluster(cluster: list[str]) -> None:
-    if not cluster:
-        pytest.skip("TEST_DATABASE_URL is not the coordinator of a cluster")
-
+from tests.service import KEYS, NewDatabase, create_project, refused, serve, sign_up
 
 # Requests that name a project: of a member, then of an admin.
 MEMBERS = """
@@ -46,7 +26,9 @@ ADMINS = """
 """
 
 
-def test_what_names_a_project_asks_one_shard(new_database: NewDatabase) -> None:
+def test_what_names_a_project_asks_one_shard(cluster: list[str], new_database: NewDatabase) -> None:
+    if not cluster:
+        pytest.skip("TEST_DATABASE_URL is not the coordinator of a cluster")
     sorts = "".join(f"GET {{project}}/tasks/?sort={sort}\n" for sort in main.TaskSort)
     with new_database() as url, serve(DATABASE_URL=url) as own:
         member = sign_up(own.client(X_API_Key=KEYS[0]))
@@ -63,15 +45,3 @@ def test_what_names_a_project_asks_one_shard(new_database: NewDatabase) -> None:
                     answer = by.request(method, path, json=body, headers=once)
                     assert answer.is_success, f"{method} {path}"
                 refused(by.get("/tasks/"), 500)  # asks all
-
-
-def test_uploads_and_deletions_deadlock_with_nobody(service: Service, admin: Person) -> None:
-    assert statuses(at_once(*[partial(upload, admin, "project_id,title\n")] * 8)) == {202: 8}
-    member = sign_up(admin)
-    for _ in range(5):
-        project = create_project(admin, member)
-        new = {"title": "x", "assigned_to": member.id}
-        adding = [partial(admin.post, f"/projects/{project['id']}/tasks/", json=new)] * 8
-        *added, deleted = at_once(*adding, partial(admin.delete, f"/projects/{project['id']}"))
-        assert deleted.status_code == 204
-        assert set(statuses(added)) <= {201, 404}

@@ -66,15 +66,6 @@ class User(subprocess.Popen[str]):
         return json.loads(self.stdout.readline())
 
 
-@pytest.fixture(scope="module")
-def template() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary, """Mäx Müller's "todo" #1""")
-        with User(folder):
-            pass
-        yield folder
-
-
 @pytest.fixture
 def parent() -> Iterator[Path]:
     """An empty folder that other users can enter; pytest's are closed."""
@@ -84,9 +75,12 @@ def parent() -> Iterator[Path]:
 
 
 @pytest.fixture
-def folder(template: Path, parent: Path) -> Path:
+def folder(parent: Path) -> Path:
     """With a database that does not run."""
-    return copy(template, parent / "folder")
+    folder = parent / """Mäx Müller's "todo" #1"""
+    with User(folder):
+        pass
+    return folder
 
 
 def copy(source: Path, target: Path) -> Path:
@@ -119,17 +113,18 @@ def read_failure(folder: Path, code: int, **settings: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["100% & $HOME `id` + ; \\ * ?", "日本語", "x" * 200])
-def test_the_server_runs_in_any_folder(template: Path, parent: Path, name: str) -> None:
-    with User(copy(template, parent / name)) as user:
+def test_the_server_runs_in_any_folder(parent: Path, name: str) -> None:
+    with User(parent / name) as user:
         assert user.ask("SHOW data_directory") == f"{parent}/{name}/postgresql/data"
         assert user.ask("SHOW listen_addresses") == ""
         assert user.ask("SHOW lc_messages") == "C"
         assert user.ask("SELECT datlocprovider::text || datlocale FROM pg_database") == "bC.UTF-8"
 
 
-def test_a_folder_of_an_earlier_version_is_used(template: Path, parent: Path) -> None:
-    with User(copy(template / "postgresql/data", parent / "old")) as user:
-        assert Path(user.ask("SHOW data_directory")).resolve() == parent / "old"
+def test_a_folder_of_an_earlier_version_is_used(folder: Path) -> None:
+    old = copy(folder / "postgresql/data", folder.parent / "old")
+    with User(old) as user:
+        assert Path(user.ask("SHOW data_directory")).resolve() == old
 
 
 def test_processes_share_one_server_which_ends_with_the_last(parent: Path) -> None:
@@ -237,12 +232,12 @@ def test_the_folder_of_another_user_is_refused(folder: Path) -> None:
 
 
 @only_root
-def test_root_opens_no_folder_to_its_server(template: Path, parent: Path) -> None:
+def test_root_opens_no_folder_to_its_server(parent: Path) -> None:
     home, wheel = parent / "home", PROGRAMS.parent.parent
     home.mkdir(0o700)
     copy(wheel, home / wheel.name)
     copy(wheel.with_suffix(".libs"), home / f"{wheel.name}.libs")
-    folder = copy(template, home / "folder")
+    folder = home / "folder"
     with User(folder, PYTHONPATH=f"{home}{os.pathsep}{ROOT}") as user:
         server = Path(f"/proc/{read_server_pid(folder)}")
         assert (server / "exe").readlink() == home / wheel.name / "pginstall/bin/postgres"

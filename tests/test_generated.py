@@ -1,7 +1,7 @@
 """What others make of the OpenAPI document: clients, and requests by schemathesis.
 
 The drills generate Python, TypeScript and Go clients, and 4,000 requests and more. schemathesis
-loads this file for its hooks, too: they are at the end.
+loads the hooks at the end.
 """
 
 import json
@@ -77,13 +77,12 @@ func main() {
     problem := err.(*api.GenericOpenAPIError).Model().(api.Problem)
     if problem.Errors[0].Loc[1] != "name" { panic("a typed refusal") }
     project, _, _ := create.ProjectCreate(*api.NewProjectCreate("2027")).Execute()
-    for priority := int32(0); priority < 3; priority++ {
-        task := api.TaskCreate{Title: "A", Priority: &priority}
-        client.TasksAPI.CreateProjectTask(ctx, project.Id).TaskCreate(task).Execute()
-    }
+    priority := int32(7)
+    task := api.TaskCreate{Title: "A", Priority: &priority}
+    client.TasksAPI.CreateProjectTask(ctx, project.Id).TaskCreate(task).Execute()
     tasks := client.TasksAPI.ListProjectTasks(ctx, project.Id).Sort(api.PRIORITY_ASCENDING)
     page, _, err := tasks.Limit(2).Execute()
-    if err != nil || page[1].Priority != 1 { panic("a page") }
+    if err != nil || page[0].Priority != 7 { panic("a page") }
 }
 """
 
@@ -145,14 +144,8 @@ SHORT = "--max-examples=1 --generation-deterministic --phases=fuzzing"
 LONG = "--max-examples=10 --seed=1"
 
 
-@pytest.mark.parametrize(
-    ("caller", "options"),
-    [
-        ("admin", SHORT),
-        pytest.param("admin", LONG, marks=pytest.mark.drill),
-        pytest.param("member", LONG, marks=pytest.mark.drill),
-    ],
-)
+@pytest.mark.parametrize("options", [SHORT, pytest.param(LONG, marks=pytest.mark.drill)])
+@pytest.mark.parametrize("caller", ["admin", "member"])
 def test_generated_requests_are_answered_as_the_document_says(
     caller: str, options: str, new_database: NewDatabase, github: GitHub, tmp_path: Path
 ) -> None:

@@ -26,7 +26,6 @@ from tests.service import (
 )
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 INSTANT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 
 
@@ -100,13 +99,9 @@ def test_a_backup_is_restored(database_url: str, cluster: list[str], tmp_path: P
     assert query(database_url, select) == kept
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_are_short_and_links_lead_somewhere(page: Path) -> None:
-    text = page.read_text()
-    assert len(text.splitlines()) <= (150 if page.name == "README.md" else 100)
-    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
-        name, _, heading = link.partition("#")
-        target = page.parent / name if name else page
-        assert target.exists(), link
-        titles = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE) if heading else [""]
-        assert heading in [re.sub(r"[^\w-]", "", t.lower().replace(" ", "-")) for t in titles], link
+def test_pages_are_short_and_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")):
+        text = page.read_text()
+        assert len(text.splitlines()) <= (150 if page.name == "README.md" else 100), page
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
