@@ -229,8 +229,9 @@ def test_sigterm_ends_what_runs_and_waits_for_no_client_that_hangs(database_url:
         assert own.process
         used, imported = (create_project(admin)["id"] for _ in range(2))
         lock = "SELECT FROM projects WHERE id = {} FOR UPDATE"
-        waiting = """SELECT FROM pg_stat_activity
-            WHERE wait_event_type = 'Lock' AND datname = current_database()"""
+        inserting = """SELECT FROM pg_stat_activity
+            WHERE state = 'active' AND query LIKE '%INSERT INTO tasks%' AND pid <> pg_backend_pid()
+              AND datname = current_database()"""
         hung = own.connect()
         hung.sendall(b"POST /tasks/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
         with held(database_url, lock.format(imported)):
@@ -238,7 +239,7 @@ def test_sigterm_ends_what_runs_and_waits_for_no_client_that_hangs(database_url:
             with held(database_url, lock.format(used)):
                 act = partial(admin.post, f"/projects/{used}/tasks/", json={"title": "In flight"})
                 answers = [pool.submit(act) for _ in range(3)]
-                wait_until(lambda: len(query(database_url, waiting)) == 4)
+                wait_until(lambda: len(query(database_url, inserting)) == 4)
                 own.process.send_signal(signal.SIGTERM)
                 begun = time.monotonic()
                 time.sleep(0.5)
