@@ -10,7 +10,7 @@ import pytest
 
 import main
 from tests.postgres import run
-from tests.service import KEYS, NewDatabase, Person, finished, ok, serve
+from tests.service import KEYS, PASSWORD, NewDatabase, Person, Service, finished, ok, serve, sign_up
 
 INT64 = r"id|.*_id|created_by|assigned_to|repository_stars|offset"
 INT32 = r"priority|version|status|limit|expires_in|rows_\w+"
@@ -195,3 +195,19 @@ def test_examples_work(schemas: Any, operations: Operations, new_database: NewDa
                 bodies["refresh_tokens"] = {"json": {"refresh_token": token}}
             if it.name == "upload_csv":
                 assert finished(by, answer)["rows_rejected"] == 1
+
+
+def test_oauth2_libraries_sign_in_and_refresh(
+    service: Service, admin: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authlib = pytest.importorskip("authlib.integrations.requests_client")
+    requests_oauthlib = pytest.importorskip("requests_oauthlib")
+    client = pytest.importorskip("oauthlib.oauth2").LegacyApplicationClient("tests")
+    monkeypatch.setenv("OAUTHLIB_INSECURE_TRANSPORT", "1")  # http will do
+    person, url = sign_up(admin), f"{service.url}/auth/token"
+    for session in (authlib.OAuth2Session("tests"), requests_oauthlib.OAuth2Session(client=client)):
+        first = session.fetch_token(url, username=person.username, password=PASSWORD)
+        again = session.refresh_token(url, refresh_token=first["refresh_token"])
+        assert session.get(f"{service.url}/auth/me").json()["username"] == person.username
+        with pytest.raises(Exception, match="invalid_grant"):
+            session.refresh_token(url, refresh_token=f"{again['refresh_token']}x")

@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import httpx
 import pytest
 
 from main import check_database_url, hasher
@@ -106,6 +108,24 @@ def test_a_database_may_come_later_hang_and_go() -> None:
             server.control("start")
             own.wait_for(seconds=5)
             assert ok(admin.get(path))["name"] == "N"
+
+
+def test_a_schema_that_waits_delays_no_request(database_url: str, tmp_path: Path) -> None:
+    """The worker that applies it does not listen yet, so that a proxy sends it nothing."""
+    shutil.copy(ROOT / "main.py", tmp_path)
+    (tmp_path / "schema.sql").write_text(f"{SCHEMA}\n-- Newer.\n")
+    waiting = "SELECT FROM pg_locks WHERE relation = 'idempotent_answers'::regclass AND NOT granted"
+    with serve(DATABASE_URL=database_url) as own, ExitStack() as stack:
+        admin = own.client(X_API_Key=KEYS[0])
+        with held(database_url, "LOCK TABLE idempotent_answers IN ROW EXCLUSIVE MODE"):
+            newer = stack.enter_context(
+                serve(wait=False, folder=tmp_path, DATABASE_URL=database_url)
+            )
+            wait_until(lambda: query(database_url, waiting))
+            expect_in_time([admin.post("/tasks/", json={"title": "T"})], 201)
+            with pytest.raises(httpx.ConnectError):
+                newer.client().get("/livez")
+        newer.wait_for()
 
 
 def test_a_schema_that_fails_is_logged_with_its_text(database_url: str, tmp_path: Path) -> None:
