@@ -101,8 +101,9 @@ def check_database_url(url: str) -> str:
     user = r"(((?![/?#@\[\]])[!-~])*@)?"
     host = r"(\[[0-9A-Fa-f:.]+\]|[\w.%-]*)(:[0-9]{1,5})?"
     form = rf"postgresql://{user}{host}(,{host})*(/((?![/?#@])[!-~])*)?(\?((?![#@])[!-~])*)?"
-    sslmode = r"[?&]sslmode=(?!(disable|allow|prefer|require|verify-ca|verify-full)(&|$))"
-    if not re.fullmatch(form, url, re.ASCII) or re.search(sslmode, url):
+    sslmode = "sslmode=(?!(disable|allow|prefer|require|verify-ca|verify-full)(&|$))"
+    server = "target_session_attrs=(?!((prefer-)?standby|primary|any|read-(write|only))(&|$))"
+    if not re.fullmatch(form, url, re.ASCII) or re.search(f"[?&]({sslmode}|{server})", url):
         example = "postgresql://user:password@host:5432/database"
         raise ValueError(f"expected a URL like {example}, with %2F for / and %40 for @ within")
     return url
@@ -614,8 +615,7 @@ def describe_errors(errors: Iterable[Any]) -> list[dict[str, Any]]:
         context = error.get("ctx", {})
         sentence = next(text for start, text in SENTENCES.items() if kind.startswith(start))
         words = PATTERNS.get(context.get("pattern"))
-        # A field may be named by anything, lone surrogates and 200 kB included.
-        loc = [str(name)[:100].encode("utf-8", "replace").decode() for name in error["loc"]]
+        loc = [str(name)[:100] for name in error["loc"]]  # a field may have a name of 200 kB
         msg = sentence.format(msg=error["msg"], words=words, **context)
         described.append({"loc": loc, "msg": msg, "type": kind})
     return described

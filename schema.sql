@@ -1,6 +1,6 @@
 -- The tables of the service. A start applies this file, under an advisory lock, unless the same text
--- was applied last; so every statement can run again. They run one by one: a semicolon at the end of
--- a line ends a statement, if the next line is not indented.
+-- was applied last; so every statement can run again. Each runs in a transaction of its own: a
+-- semicolon at the end of a line ends it.
 --
 -- A new column stands in its table, and below it in an ALTER TABLE ... ADD COLUMN IF NOT EXISTS for
 -- databases that have the table. There are no functions, which an older worker beside a newer one
