@@ -202,6 +202,7 @@ WRONG_FILES = {
         DATABASE_URL=postgresql://u:{MARKER}/{MARKER}@localhost/x POOL_SIZE=many API_KEY=,
         ACCESS_TOKEN_EXPIRE_MINUTES=0 REFRESH_TOKEN_EXPIRE_DAYS=-1 REGISTRATION=maybe
         VALIDATION_STATUS=401 ADMIN_USERNAME=a/b GITHUB_API_BASE=ftp://x CORS_ORIGINS=x
+        GITHUB_TOKEN=ü ADMIN_PASSWORD={"x" * 1001}
     """,
     "utf-8-sig": f"ADMIN_PASSWORD={MARKER}",
     "ascii": f"ADMIN_USERNAME=Service ADMIN_PASSWORD={MARKER}",
@@ -232,6 +233,12 @@ def test_a_password_is_taken_as_it_stands_or_refused_without_a_part_of_it(charac
             check_database_url(url)
     else:
         assert urlsplit(check_database_url(url)).password == password
+
+
+@pytest.mark.parametrize("option", ["sslmode=on", "target_session_attrs=master"])
+def test_an_option_that_postgresql_does_not_know_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match="expected a URL like"):
+        check_database_url(f"postgresql://db/x?user=app&{option}")
 
 
 def test_python_main_py_is_uvicorn_with_its_variables(database_url: str, tmp_path: Path) -> None:
