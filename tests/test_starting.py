@@ -158,7 +158,7 @@ CATALOG = """
         FROM pg_constraint WHERE connamespace = 'public'::regnamespace
         UNION SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'
     )
-    SELECT * FROM catalog WHERE relation !~ '^sign_in_failures' ORDER BY relation, part
+    SELECT * FROM catalog WHERE relation !~ '^sign_in_failures' ORDER BY relation, part, definition
 """
 
 
