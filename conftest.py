@@ -48,10 +48,8 @@ def postgres_url() -> Iterator[str]:
 def start_container() -> Any:
     """None where no Docker engine answers, or it cannot get the image."""
     with suppress(Exception):
-        import docker  # type: ignore[import-untyped]
         from testcontainers.community.postgres import PostgresContainer
 
-        docker.from_env(timeout=3).ping()
         return PostgresContainer("postgres:18", driver=None).start()
     return None
 
@@ -61,9 +59,7 @@ def cluster(postgres_url: str) -> list[str]:
     """The URLs of the nodes of a Citus cluster, the coordinator first; empty without one."""
     if query(postgres_url, "SELECT to_regclass('pg_dist_node') IS NULL") == [(True,)]:
         return []
-    sql = """
-        SELECT nodename, nodeport FROM pg_dist_node WHERE noderole = 'primary' ORDER BY groupid
-    """
+    sql = "SELECT nodename, nodeport FROM pg_dist_node WHERE noderole = 'primary' ORDER BY groupid"
     host = r"(?<=//)([^/?@]*@)?[^/?]*"
     nodes = query(postgres_url, sql)
     return [re.sub(host, rf"\g<1>{name}:{port}", postgres_url, count=1) for name, port in nodes]

@@ -180,10 +180,8 @@ def ok(answer: httpx.Response, status: int = 200) -> Any:
 
 
 def refused(answer: httpx.Response, status: int, *location: str, code: str = "") -> Any:
-    """The body of a refusal, as RFC 9457 has it, with this `code` where one is given.
-
-    One of its `errors` begins with `location`, where one is given.
-    """
+    """The body of a refusal, as RFC 9457 has it, with this `code`, and an error at this `location`,
+    where they are given."""
     assert answer.status_code == status, f"{answer.status_code} {answer.text}"
     assert answer.headers["Content-Type"] == "application/problem+json"
     body = answer.json()
@@ -324,11 +322,9 @@ def without(mapping: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in mapping.items() if name not in names}
 
 
-def expect_in_time(answers: list[httpx.Response], *expected: int) -> str:
+def expect_in_time(answers: list[httpx.Response], *expected: int) -> None:
     for answer in answers:
         assert answer.status_code in expected, answer.text
         assert answer.elapsed.total_seconds() < ANSWER_SECONDS
         if not answer.is_success:
             refused(answer, answer.status_code)
-    slowest = max(answer.elapsed.total_seconds() for answer in answers)
-    return f"{statuses(answers)} within {slowest:.2f} s"

@@ -34,6 +34,7 @@ from tests.service import (
     ok,
     query,
     serve,
+    statuses,
     upload,
     wait_until,
 )
@@ -80,10 +81,9 @@ def test_a_wait_for_a_lock_or_the_pool_ends_in_time(server: Server) -> None:
         acts += [partial(admin.get, f"/projects/{task['project_id']}/tasks/")] * 15
         acts += [partial(admin.post, "/projects/", json={"name": "x"})] * 15
         with held(server.url, "SELECT FROM tasks FOR UPDATE"):
-            waited = expect_in_time(at_once(*acts), 200, 201, 503)
+            expect_in_time(at_once(*acts), 200, 201, 503)
             assert ok(admin.get("/livez")) == {"status": "ok"}
-        then = expect_in_time(at_once(*acts[-20:]), 200, 201)
-    print(f"\n{waited}; then {then}")
+        expect_in_time(at_once(*acts[-20:]), 200, 201)
 
 
 def test_a_crash_and_a_failover_lose_nothing_acknowledged(server: Server) -> None:
@@ -114,8 +114,8 @@ def test_a_crash_and_a_failover_lose_nothing_acknowledged(server: Server) -> Non
                 seconds = time.monotonic() - begun
                 wait_until(lambda: len(acknowledged) > known + 500, 60)
             rows = query(standby.url, "SELECT title, id FROM tasks")
-        found = expect_in_time(answers, 201, 409, 503)
-        print(f"\nServing again after {seconds:.2f} s; {found}")
+        expect_in_time(answers, 201, 409, 503)
+        print(f"\nServing again after {seconds:.2f} s; {statuses(answers)}")
     assert sorted(acknowledged.items() - set(rows)) == [], "lost"
     assert sorted(title for title, _ in rows) == sorted(dict(rows)), "doubled"
     assert seconds < 2.5
@@ -162,9 +162,8 @@ def test_rows_are_imported_once_over_a_killed_worker(database_url: str, tmp_path
         assert finished(admin, small)["rows_inserted"] == 1
     first.process.kill()
     first.process.wait()
-    found = query(database_url, "SELECT state, rows_inserted FROM uploads WHERE rows_total > 1")
-    print(f"\nThe small file was done, and the worker killed, when the large ones were {found}")
-    assert [state for state, _ in found] == ["running", "running"]
+    states = query(database_url, "SELECT state FROM uploads WHERE rows_total > 1")
+    assert states == [("running",), ("running",)]
     with serve(DATABASE_URL=database_url) as second, second.client(X_API_Key=KEYS[0]) as admin:
         paths = [f"/uploads/{id}" for id in large]
         wait_until(lambda: {ok(admin.get(path))["state"] for path in paths} == {"done"}, 60)
@@ -178,7 +177,6 @@ def test_memory_stays_flat_after_64_mib(database_url: str) -> None:
         assert own.process
         row = f"{create_project(admin)['id']},Row,{'x' * 130}\n"
         content = f"project_id,title,description\n{row * 470_000}"
-        assert 60 * 2**20 < len(content) <= 64 * 2**20
         admin.timeout = 120  # all rows are read before the answer
         memory: list[int] = []
         for _ in range(2):

@@ -1,15 +1,12 @@
 """The OpenAPI document: what generated clients rely on, a rule a test, over all operations."""
 
-import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import pytest
 
 import main
-from tests.postgres import run
 from tests.service import KEYS, PASSWORD, NewDatabase, Person, Service, finished, ok, serve, sign_up
 
 INT64 = r"id|.*_id|created_by|assigned_to|repository_stars|offset"
@@ -62,11 +59,6 @@ def nodes(document: Any) -> Nodes:
     return list(walk(document, ""))
 
 
-def test_a_validator_has_no_complaint(document: Any) -> None:
-    validator = pytest.importorskip("openapi_spec_validator", reason="see requirements-dev.txt")
-    assert list(validator.OpenAPIV31SpecValidator(document).iter_errors()) == []
-
-
 def test_schemas_have_names_that_clients_can_use(schemas: Any, nodes: Nodes) -> None:
     models = "ProjectCreate ProjectUpdate TaskCreate TaskCreateAnywhere TaskUpdate UserCreate"
     assert schemas.keys() >= {*models.split(), "UserUpdate", "Project", "Task", "Problem"}
@@ -89,14 +81,11 @@ def test_integers_have_their_width_and_no_bound_overflows_it(nodes: Nodes) -> No
     assert [bound for bound in bounds if bound > 2**53] == []
 
 
-def test_patterns_are_valid_in_javascript_and_stand_beside_words(nodes: Nodes) -> None:
+def test_patterns_stand_beside_words(nodes: Nodes) -> None:
     parts = [(node, part) for _, node in nodes for part in (node, *node.get("anyOf", []))]
     patterns = {part["pattern"] for _, part in parts if "pattern" in part}
     in_words = {part.get("pattern") for node, part in parts if "description" in node}
     assert patterns - in_words == set()
-    script = "JSON.parse(process.argv[1]).forEach(pattern => RegExp(pattern, 'u'))"
-    if shutil.which("node"):
-        run("node", "-e", script, json.dumps([*patterns]))
 
 
 def test_operations_have_the_names_of_their_functions(operations: Operations) -> None:
@@ -130,24 +119,13 @@ def test_operations_list_the_headers_that_they_heed_and_answer(operations: Opera
         assert ("304" in it.responses) == ("If-None-Match" in it.parameters), it.name
 
 
-def test_refusals_are_typed_and_stand_by_code(schemas: Any, operations: Operations) -> None:
+def test_refusals_are_typed(schemas: Any, operations: Operations) -> None:
     problem, error = schemas["Problem"]["properties"], schemas["ProblemError"]["properties"]
     assert problem["errors"]["items"] == {"$ref": "#/components/schemas/ProblemError"}
     assert problem["code"]["enum"] == [reason.code for reason in main.Reason]
     assert error["loc"]["items"] == {"type": "string"}
     assert {"error", "error_description"} <= schemas["TokenProblem"]["properties"].keys()
-    rules: dict[str, Callable[[Operation], object]] = {
-        "invalid_input": lambda it: it.parameters or it.method == "patch",
-        "unauthenticated": lambda it: "security" in it.fields,
-        "forbidden": lambda it: "For admins." in it.fields["description"],
-        "not_found": lambda it: "{" in it.path,
-        "version_mismatch": lambda it: "If-Match" in it.parameters,
-        "key_reused": lambda it: "Idempotency-Key" in it.parameters,
-    }
     for it in operations:
-        codes = re.findall("`([a-z_]+)`: ", json.dumps(it.responses))
-        assert {code for code, may_come in rules.items() if may_come(it)} <= set(codes), it.name
-        assert len(codes) == len(set(codes)), it.name
         model = "TokenProblem" if it.name == "issue_token" else "Problem"
         for answer in [it.responses[status] for status in it.responses if status >= "400"]:
             schema = answer["content"]["application/problem+json"]["schema"]
