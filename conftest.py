@@ -1,12 +1,11 @@
 """The fixtures of test_main.py and of tests/.
 
-Their PostgreSQL is TEST_DATABASE_URL, else a container where a Docker engine answers, else an
-embedded server. Where it is the coordinator of a Citus cluster, the tables of each database are
-distributed.
+Their PostgreSQL is TEST_DATABASE_URL, which may be the coordinator of a Citus cluster, else a
+container where a Docker engine answers, else an embedded server.
 
 With TEST_SERVICE_URL=http://host:port/prefix the tests ask a service that runs elsewhere, on an
-empty database, with the API_KEY and JWT_SECRET_KEY of `launch`. Tests that start a service of
-their own still do; those that need the GitHub, the log or the database of the tests are skipped.
+empty database, with the API_KEY and JWT_SECRET_KEY of `launch`. Tests that need the GitHub, the
+log or the database of the tests are skipped.
 """
 
 import os
@@ -26,8 +25,6 @@ import pytest
 from embedded import EmbeddedPostgres
 from tests.github import GitHub
 from tests.service import KEYS, ROOT, NewDatabase, Person, Service, execute, query, serve
-
-ONE_AT_A_TIME = threading.Lock()
 
 
 @pytest.fixture(scope="session")
@@ -79,8 +76,7 @@ def new_database(postgres_url: str, cluster: list[str]) -> NewDatabase:
             for server in servers:
                 query(server, f"CREATE DATABASE {name} {options}")
             if len(servers) > 1:
-                with ONE_AT_A_TIME:  # nodes cannot be added to two databases at once
-                    distribute(*urls)
+                distribute(*urls)
             yield urls[0]
         finally:
             for server in servers:

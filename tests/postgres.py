@@ -74,13 +74,11 @@ def some_server() -> Iterator[Server]:
 
 
 @contextmanager
-def held(database_url: str, *statements: str) -> Iterator[None]:
-    """A transaction of another session that has run the statements, and is rolled back after the
-    block."""
+def held(database_url: str, statement: str) -> Iterator[None]:
+    """Another session has run the statement; its transaction is rolled back after the block."""
     with asyncio.Runner() as runner:
         db = runner.run(asyncpg.connect(database_url))
-        for statement in ("BEGIN", *statements):
-            runner.run(db.execute(statement))
+        runner.run(db.execute(f"BEGIN; {statement}"))
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -131,7 +131,6 @@ def test_a_schema_that_fails_is_logged_with_its_text(database_url: str, tmp_path
     shutil.copy(ROOT / "main.py", tmp_path)
     (tmp_path / "schema.sql").write_text(f"{SCHEMA}\nALTER TABLE tasks ADD COLUMN note nonsense;\n")
     with serve(wait=False, folder=tmp_path, DATABASE_URL=database_url) as own:
-        own.wait_for("/readyz", 503)
         words = 'schema.sql: type "nonsense" does not exist: ALTER TABLE tasks ADD COLUMN note'
         wait_until(lambda: words in own.log_text())
 
@@ -292,7 +291,7 @@ class Collector(BaseHTTPRequestHandler):
 
 
 def test_a_collector_gets_traces_and_metrics_without_secrets(database_url: str) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         settings: Any = {"OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
         settings["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
