@@ -42,8 +42,6 @@ PROBLEM = {"type", "title", "status", "detail", "code", "instance"}
 NewDatabase: TypeAlias = Callable[..., AbstractContextManager[str]]
 T = TypeVar("T")
 
-# ---------------------------------------------------------------------------------- the service
-
 
 class Person(httpx.Client):
     """A client with somebody's credentials, or with none."""
@@ -169,9 +167,6 @@ def query(url: str, statement: str, *values: Any) -> list[tuple[Any, ...]]:
 
 def execute(url: str, script: str) -> None:
     connected(url, lambda db: db.execute(script))
-
-
-# ---------------------------------------------------------------------------------------- verbs
 
 
 def ok(answer: httpx.Response, status: int = 200) -> Any:

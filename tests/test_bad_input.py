@@ -92,8 +92,6 @@ def refuses(own_service: Service, subtests: pytest.Subtests) -> Refuses:
     return send_all
 
 
-# ------------------------------------------------------------------------------------------ JSON
-
 DIGITS, DEEP, ACCENTS = "9" * 5000, "[" * 500 + "]" * 500, "x" + "\u0301" * 31
 DOCUMENTS: list[str | bytes] = [
     *(MARKER, "null", '[{"name": "x"}]', "{}", '{"name": "x"} x', "[" * 100_000),
@@ -166,8 +164,6 @@ def test_an_invalid_account_or_login_is_refused(admin: Person, refuses: Refuses)
     refuses([message("POST /auth/login", body=body, key=None) for body in logins])
 
 
-# -------------------------------------------------------------------------- paths, queries, headers
-
 IDS = f"abc NaN -1 0 1'-- %00 %ff %ed%a0%80 1%2f2 %C2%B9 1.5 {2**63 - 1} {2**63} {DIGITS}"
 NOWHERE = f"/nope%00 /%ff /{MARKER} //evil.example /tasks//1 /LIVEZ /api/v1/api/v1/livez"
 QUERIES = f"""
@@ -203,8 +199,6 @@ def test_an_invalid_header_is_refused(admin: Person, refuses: Refuses) -> None:
     keys = [f"Idempotency-Key: {key}" for key in ("", "a b", "\xe9", "x" * 256)]
     refuses([message("POST /projects/", key, body='{"name": "x"}') for key in keys])
 
-
-# ------------------------------------------------------------------------------------- credentials
 
 API_KEYS = ["", MARKER, f"{KEYS[0]}\xe9", "\xff\xfe", ",".join(KEYS), KEYS[0].upper()]
 AUTHORIZATIONS = ["", "Bearer", "Basic dXNlcjpwYXNz", "\xe9\xff \xff", "Bearer ..", "Bearer *.*.*"]
@@ -244,8 +238,6 @@ def test_no_byte_of_a_file_is_read_for_a_stranger(refuses: Refuses) -> None:
     for key in (MARKER, None):
         refuses([message("POST /upload/csv", MULTIPART, CHUNKED, key=key)], 401)
 
-
-# ------------------------------------------------------------------------------ forms, types, sizes
 
 TOKEN_FORMS = [b"", b"username=ada&password=", b"username=%00&password=x", b"\xff=1", b"&" * 16_000]
 FILENAMES = ["../../etc/passwd", "..\\boot.ini", "a\\\r\nX-Evil: 1.csv", 'a"b.csv', "x" * 3000]

@@ -149,6 +149,12 @@ def test_the_features_work_from_outside(stack: Stack) -> None:
     assert " passed" in run_features(stack.service.url)
 
 
+@pytest.mark.skipif("TEST_DATABASE_URL" in os.environ, reason="TEST_DATABASE_URL is set")
+def test_the_tests_have_a_postgresql_in_a_container(postgres_url: str) -> None:
+    ports = run("docker", "ps", "--filter", "label=org.testcontainers=true", "--format={{.Ports}}")
+    assert f":{httpx.URL(postgres_url).port}->5432/tcp" in ports
+
+
 def test_nginx_refuses_a_large_body_with_a_problem_too(stack: Stack) -> None:
     for path, size in {"auth/login": 16_385, "upload/csv/": 68_157_441}.items():
         head = ask(f"POST /api/v1/{path}", f"Content-Length: {size}")

@@ -42,8 +42,6 @@ from tests.service import (
 
 SOURCE = inspect.getsource(main)
 
-# --------------------------------------------------------------------------------------- routes
-
 CALLERS = ("nobody", "disabled", "member", "creator", "assignee", "stranger", "admin")
 ANYBODY = "ok ok ok ok ok ok ok"
 USERS = "401 401 ok ok ok ok ok"
@@ -210,8 +208,6 @@ def test_an_endpoint_that_is_added_is_served_and_guarded(database_url: str, tmp_
         assert f"A background task of {path}" in own.log_text()
 
 
-# ----------------------------------------------------------------------------------- statements
-
 # What stands in statements besides constants and functions of the module; values never do.
 SAMPLES = {
     "columns": "created_at",
@@ -262,12 +258,18 @@ def test_the_database_takes_each_statement(own_service: Service, subtests: pytes
     connected(own_service.database_url, prepare_all)
 
 
+def test_parameters_stand_outside_comments_literals_and_casts_and_have_a_value_each() -> None:
+    sql = """SELECT :a, ':b', ":c", :d::text, 'it''s :e', :a /* :f */ -- :g, isn't it"""
+    numbered = sql.replace(":a", "$1").replace(":d::", "$2::")
+    assert main.bind(sql, {"a": 1, "d": 2}) == [numbered, 1, 2]
+    for values in ({"a": 1}, {"a": 1, "d": 2, "e": 3}):
+        with pytest.raises(TypeError, match=r"^[de] missing or unused in SELECT :a"):
+            main.bind(sql, values)
+
+
 def test_constraints_that_become_refusals_exist(own_service: Service) -> None:
     sql = "SELECT conname FROM pg_constraint UNION SELECT relname FROM pg_class"
     assert main.CONSTRAINTS.keys() <= {name for (name,) in query(own_service.database_url, sql)}
-
-
-# --------------------------------------------------------------------------- fields and refusals
 
 
 @pytest.fixture

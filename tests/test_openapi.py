@@ -1,5 +1,6 @@
 """The OpenAPI document: what generated clients rely on, a rule a test, over all operations."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -57,6 +58,11 @@ def nodes(document: Any) -> Nodes:
                 yield from walk(inner, node.get("name", name) if is_part else key)
 
     return list(walk(document, ""))
+
+
+def test_a_validator_has_no_complaint(document: Any) -> None:
+    validator = pytest.importorskip("openapi_spec_validator", reason="see requirements-dev.txt")
+    assert list(validator.OpenAPIV31SpecValidator(document).iter_errors()) == []
 
 
 def test_schemas_have_names_that_clients_can_use(schemas: Any, nodes: Nodes) -> None:
@@ -120,7 +126,7 @@ def test_operations_list_the_headers_that_they_heed_and_answer(operations: Opera
         assert ("304" in it.responses) == ("If-None-Match" in it.parameters), it.name
 
 
-def test_refusals_are_typed(schemas: Any, operations: Operations) -> None:
+def test_refusals_are_typed_and_stand_by_code(schemas: Any, operations: Operations) -> None:
     problem, error = schemas["Problem"]["properties"], schemas["ProblemError"]["properties"]
     assert problem["errors"]["items"] == {"$ref": "#/components/schemas/ProblemError"}
     assert problem["code"]["enum"] == [reason.code for reason in main.Reason]
@@ -132,6 +138,11 @@ def test_refusals_are_typed(schemas: Any, operations: Operations) -> None:
             schema = answer["content"]["application/problem+json"]["schema"]
             assert schema == {"$ref": f"#/components/schemas/{model}"}, it.name
         assert "Retry-After" in it.responses["default"]["headers"], it.name
+        codes = re.findall("`([a-z_]+)`: ", json.dumps(it.responses))
+        assert len(codes) == len(set(codes)), it.name
+        assert ("unauthenticated" in codes) == ("security" in it.fields), it.name
+        assert ("version_mismatch" in codes) == ("If-Match" in it.parameters), it.name
+        assert ("key_reused" in codes) == ("Idempotency-Key" in it.parameters), it.name
 
 
 def test_parameters_have_sentences_and_only_filters_no_example(operations: Operations) -> None:
