@@ -136,7 +136,7 @@ LONG = "--max-examples=10 --seed=1"
 
 
 @pytest.mark.parametrize("options", [SHORT, pytest.param(LONG, marks=pytest.mark.drill)])
-@pytest.mark.parametrize("caller", ["admin", "member"])
+@pytest.mark.parametrize("caller", ["admin", pytest.param("member", marks=pytest.mark.drill)])
 def test_generated_requests_are_answered_as_the_document_says(
     caller: str, options: str, new_database: NewDatabase, github: GitHub, tmp_path: Path
 ) -> None:
