@@ -347,9 +347,9 @@ async def boot_transaction() -> AsyncIterator[Db]:
 async def apply_schema() -> None:
     """Apply schema.sql if its text is new: even CREATE INDEX IF NOT EXISTS waits for writers."""
     digest = hashlib.sha256(SCHEMA.encode()).hexdigest()
-    known = await fetch_row("SELECT to_regclass('secrets')")
-    sql = "SELECT value FROM secrets WHERE name = 'schema' AND value = :digest"
-    if known and known[0] and await fetch_row(sql, digest=digest):
+    has_table = "SELECT 1 WHERE to_regclass('secrets') IS NOT NULL"
+    has_schema = "SELECT 1 FROM secrets WHERE name = 'schema' AND value = :digest"
+    if await fetch_row(has_table) and await fetch_row(has_schema, digest=digest):
         return
     for statement in re.findall(r".+?;$", SCHEMA, re.DOTALL | re.MULTILINE):
         # Each by itself: while one waits, it keeps no locks that requests wait for.
