@@ -24,7 +24,7 @@ import pytest
 
 from embedded import EmbeddedPostgres
 from tests.github import GitHub
-from tests.service import KEYS, ROOT, NewDatabase, Person, Service, execute, query, serve
+from tests.service import KEYS, ROOT, NewDatabase, Person, Service, execute, query, serve, sign_up
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +133,12 @@ def admin(service: Service) -> Person:
 @pytest.fixture(scope="session")
 def nobody(service: Service) -> Person:
     return service.client()
+
+
+@pytest.fixture
+def user(admin: Person) -> Person:
+    """For one test: a stranger, whose account may be changed."""
+    return sign_up(admin)
 
 
 @pytest.fixture(scope="session")

@@ -81,12 +81,6 @@ def other(admin: Person) -> Person:
 
 
 @pytest.fixture
-def user(admin: Person) -> Person:
-    """For one test: a stranger, whose account may be changed."""
-    return sign_up(admin)
-
-
-@pytest.fixture
 def project(admin: Person, member: Person, other: Person) -> str:
     """The path of a project with two members."""
     return f"/projects/{create_project(admin, member, other)['id']}"
@@ -251,6 +245,14 @@ def test_a_refresh_does_not_prolong_the_session(user: Person) -> None:
     body = {"refresh_token": jwt.encode(claims, SECRET)}
     tokens = ok(user.post("/auth/refresh", json=body))
     assert claims_of(tokens["refresh_token"])["exp"] == claims["exp"]
+
+
+def test_a_token_expires(user: Person) -> None:
+    claims = claims_of(user.tokens["access_token"]) | {"exp": time.time() + 1.5}
+    token = bearer(jwt.encode(claims, SECRET))
+    assert ok(user.get("/auth/me", headers=token))["id"] == user.id
+    time.sleep(1.5)
+    refused(user.get("/auth/me", headers=token), 401, code="invalid_token")
 
 
 def refuse_tokens(user: Person) -> None:

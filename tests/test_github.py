@@ -30,8 +30,9 @@ def redirect(github: GitHub, name: str) -> str:
     return github.answers_for(reply({}, 301, Location=f"{github.base}repos/{name}"))
 
 
-def test_a_renamed_repository_is_found(admin: Person, github: GitHub) -> None:
-    name = github.has()
+def test_only_a_redirect_leads_to_another_name(admin: Person, github: GitHub) -> None:
+    name, other = github.has(), github.has(full_name="octo/other")
+    assert link(admin, other)["repository"] == other
     assert link(admin, redirect(github, name))["repository"] == name
 
 

@@ -272,23 +272,18 @@ def test_constraints_that_become_refusals_exist(own_service: Service) -> None:
     assert main.CONSTRAINTS.keys() <= {name for (name,) in query(own_service.database_url, sql)}
 
 
-@pytest.fixture
-def member(admin: Person) -> Person:
-    return sign_up(admin)
-
-
 Values: TypeAlias = dict[str, tuple[Any, Any]]
 
 
 @pytest.fixture
-def values(member: Person, github: GitHub) -> Values:
+def values(user: Person, github: GitHub) -> Values:
     """Of each field that is written of a task: a value, and another one."""
     return {
         "title": ("A title", "Another title"),
         "description": ("Some words", "Other words"),
         "status": ("completed", "in_progress"),
         "completed": (True, False),
-        "assigned_to": (member.id, None),
+        "assigned_to": (user.id, None),
         "priority": (7, -3),
         "due_date": ("2027-01-15", "2026-01-15"),
         "repository": (github.has(), github.has()),
@@ -296,16 +291,16 @@ def values(member: Person, github: GitHub) -> Values:
 
 
 @pytest.fixture
-def tasks(admin: Person, member: Person, values: Values) -> list[Any]:
+def tasks(admin: Person, user: Person, values: Values) -> list[Any]:
     """Without values, with the first ones, with the others; and without, in the Inbox."""
-    project = create_project(admin, member)
+    project = create_project(admin, user)
     first, other = ({name: pair[n] for name, pair in values.items()} for n in (0, 1))
     made = [create_task(admin, project, **fields) for fields in ({}, first, other)]
-    return [*made, created(member, member.post("/tasks/", json={"title": "A task"}))]
+    return [*made, created(user, user.post("/tasks/", json={"title": "A task"}))]
 
 
-def test_each_field_is_written_and_read(admin: Person, member: Person, values: Values) -> None:
-    tasks = f"/projects/{create_project(admin, member)['id']}/tasks/"
+def test_each_field_is_written_and_read(admin: Person, user: Person, values: Values) -> None:
+    tasks = f"/projects/{create_project(admin, user)['id']}/tasks/"
     names = {"name": ("A name", "Another name"), "description": values["description"]}
     for path, required, model, pairs in (
         (tasks, {"title": "A task"}, main.TaskUpdate, values),
@@ -320,8 +315,8 @@ def test_each_field_is_written_and_read(admin: Person, member: Person, values: V
             assert ok(admin.get(url))[name] == other
 
 
-def test_each_column_is_stored_and_exported(admin: Person, member: Person, values: Values) -> None:
-    project_id = create_project(admin, member)["id"]
+def test_each_column_is_stored_and_exported(admin: Person, user: Person, values: Values) -> None:
+    project_id = create_project(admin, user)["id"]
     pairs = without(values, "completed") | {"project_id": (project_id, None)}
     cells = {name: pairs[name][0] for name in main.COLUMNS}
     content = f"{','.join(cells)}\r\n{','.join(map(str, cells.values()))}\r\n"
@@ -331,11 +326,11 @@ def test_each_column_is_stored_and_exported(admin: Person, member: Person, value
     assert admin.get(f"/projects/{project_id}/tasks/export").text == content
 
 
-def test_each_filter_selects(member: Person, values: Values, tasks: list[Any]) -> None:
+def test_each_filter_selects(user: Person, values: Values, tasks: list[Any]) -> None:
     selected: dict[str, tuple[Any, list[int]]] = {
         "status": ("Completed", [1]),
         "completed": (True, [1]),
-        "assigned_to": (member.id, [1]),
+        "assigned_to": (user.id, [1]),
         "unassigned": (True, [0, 2, 3]),
         "repository": (values["repository"][0].upper(), [1]),
         "due_before": ("2027-01-15", [2]),
@@ -347,18 +342,18 @@ def test_each_filter_selects(member: Person, values: Values, tasks: list[Any]) -
     others = {*main.Page.model_fields, "sort"}
     assert selected.keys() == main.AllTasksPage.model_fields.keys() - others
     for name, (value, numbers) in selected.items():
-        found = ok(member.get("/tasks/", params={name: value, "sort": "id"}))
+        found = ok(user.get("/tasks/", params={name: value, "sort": "id"}))
         assert found == [tasks[number] for number in numbers], name
 
 
-def test_each_sort_sorts(admin: Person, member: Person, tasks: list[Any]) -> None:
+def test_each_sort_sorts(admin: Person, user: Person, tasks: list[Any]) -> None:
     tasks[1] = ok(admin.patch(f"/tasks/{tasks[1]['id']}", json={"title": "Changed last"}))
     for sort in main.TaskSort:
         field, is_descending = sort.lstrip("-"), sort.startswith("-")
         ranked = [task for task in tasks if task[field] is not None]
         ranked.sort(key=lambda task: task[field], reverse=is_descending)
         ranked += [task for task in tasks if task[field] is None]
-        assert walk(member, f"/tasks/?sort={sort}&limit=1") == ranked, sort
+        assert walk(user, f"/tasks/?sort={sort}&limit=1") == ranked, sort
 
 
 def test_each_setting_is_in_the_readme_and_in_the_example() -> None:

@@ -204,6 +204,7 @@ WRONG_FILES = {
     """,
     "utf-8-sig": f"ADMIN_PASSWORD={MARKER}",
     "ascii": f"ADMIN_USERNAME=Service ADMIN_PASSWORD={MARKER}",
+    "cp1252": "DATABASE_URL=postgresql://db/x?target_session_attrs=master",
     "utf-16": ".env=",
 }
 
@@ -231,12 +232,6 @@ def test_a_password_is_taken_as_it_stands_or_refused_without_a_part_of_it(charac
             check_database_url(url)
     else:
         assert urlsplit(check_database_url(url)).password == password
-
-
-@pytest.mark.parametrize("option", ["sslmode=on", "target_session_attrs=master"])
-def test_an_option_that_postgresql_does_not_know_is_refused(option: str) -> None:
-    with pytest.raises(ValueError, match="expected a URL like"):
-        check_database_url(f"postgresql://db/x?user=app&{option}")
 
 
 def test_python_main_py_is_uvicorn_with_its_variables(database_url: str, tmp_path: Path) -> None:
