@@ -269,7 +269,6 @@ def at_once(*acts: Callable[[], T]) -> list[T]:
 
 
 def statuses(answers: list[httpx.Response]) -> dict[int, int]:
-    """How often each status came."""
     return dict(Counter(answer.status_code for answer in answers))
 
 
@@ -305,12 +304,9 @@ def wait_until(condition: Callable[[], T], seconds: float = 20) -> T:
 def finished(admin: httpx.Client, accepted: httpx.Response, seconds: float = 20) -> Any:
     """The upload, once it is done or has failed."""
     ok(accepted, 202)
-
-    def read_end() -> Any:
-        upload = ok(admin.get(accepted.headers["Location"]))
-        return upload if upload["state"] in ("done", "failed") else None
-
-    return wait_until(read_end, seconds)
+    path = accepted.headers["Location"]
+    wait_until(lambda: ok(admin.get(path))["state"] in ("done", "failed"), seconds)
+    return ok(admin.get(path))
 
 
 def without(mapping: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -79,6 +79,11 @@ def test_a_file_is_read_whatever_its_layout(layout: str, admin: Person) -> None:
     assert task["due_date"] is None
 
 
+def test_a_date_may_have_a_midnight() -> None:
+    for end in ("", " 00:00", "T00:00:00.000"):
+        assert read_cell("due_date", f"2027-01-15{end}") == "2027-01-15"
+
+
 REFUSED: dict[str, tuple[str | bytes, str, str]] = {
     "a delimiter that is none": ("project_id|title\n1|A\n", "Line 1: ", "project_id|title"),
     "another column": ("project_id,title,colour\n1,A,red\n", "Line 1: ", "“colour”"),
