@@ -89,6 +89,8 @@ from embedded import EmbeddedPostgres
 # ----------------------------------------------------------------------------------------- settings
 
 HERE = FilePath(__file__).parent
+USERNAME = r"^[A-Za-z0-9_.-]{3,50}$"
+MAX_PASSWORD_CHARACTERS = 1000
 
 
 def check_database_url(url: str) -> str:
@@ -122,8 +124,8 @@ class Settings(BaseSettings):
     jwt_secret_key: str = ""
     access_token_expire_minutes: int = Field(60, ge=1, le=60 * 24 * 365)
     refresh_token_expire_days: int = Field(7, ge=1, le=3650)
-    admin_username: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{3,50}$")
-    admin_password: str | None = Field(None, min_length=1, max_length=1000)
+    admin_username: str | None = Field(None, pattern=USERNAME)
+    admin_password: str | None = Field(None, min_length=1, max_length=MAX_PASSWORD_CHARACTERS)
     registration: Literal["open", "closed"] = "open"
     validation_status: Annotated[Literal[400, 422], BeforeValidator(int)] = 400
     cors_origins: str = Field("", pattern=r"^(\*|https?://[^/,\s]+(\s*,\s*https?://[^/,\s]+)*)?$")
@@ -352,7 +354,7 @@ async def apply_schema() -> None:
     if await fetch_row(has_table) and await fetch_row(has_schema, digest=digest):
         return
     for statement in re.findall(r".+?;$", SCHEMA, re.DOTALL | re.MULTILINE):
-        # Each by itself: while one waits, it keeps no locks that requests wait for.
+        # One transaction each: a statement that waits holds no lock that requests need.
         async with boot_transaction() as db:
             try:
                 await db.execute(statement, timeout=BOOT_SECONDS)
@@ -424,7 +426,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     gc.freeze()  # what is imported stays; looking through it would cost a tenth of each read
     loops = boot_until_done(), import_uploads(), delete_expired_rows()
     tasks = set(map(asyncio.create_task, loops))
-    # A worker that listens gets requests: it first tries to become ready.
+    # A worker gets requests as soon as it listens, so it tries to become ready first.
     with suppress(TimeoutError):
         await asyncio.wait_for(worker.tried_to_boot.wait(), 10)
     yield
@@ -569,7 +571,6 @@ def invalid(*loc: str, msg: str) -> Refusal:
 
 
 # What matches a pattern, in words.
-USERNAME = r"^[A-Za-z0-9_.-]{3,50}$"
 EMAIL = r"^[^@\s]+@[^@\s]+$"
 # GitHub's alphabet, so that a name cannot become another path.
 REPOSITORY = (
@@ -1767,8 +1768,8 @@ async def select_tasks(
         values["project_id"] = project_id
     counted = source = f"FROM tasks AS task WHERE {sees(caller, 'task.project_id')} {filters}"
     if project_id is None and not caller.is_admin:
-        # A page of each project, so that a member of few projects does not pay for all tasks. A
-        # member of many reads those whose first task, which an index finds, is among the first.
+        # Read a page of each project, so that a member of few does not pay for all tasks. Where an
+        # index finds the first task of each, only the projects that come first are read.
         limit = ":limit + 1 + :offset::bigint"
         projects = OWN_PROJECTS
         if not is_scan:
@@ -1985,7 +1986,7 @@ COLUMNS = ["project_id", *[name for name in TaskUpdate.model_fields if name != "
 # Text that a spreadsheet would run, and the empty text, is written with an apostrophe before it. So
 # is what looks like that already: reading takes one apostrophe off.
 ESCAPED = re.compile(r"'*([=+\-@\t\r]|$)")
-NUMBER = re.compile("-[1-9][0-9]{0,9}")  # which a spreadsheet writes as it came
+NUMBER = re.compile("-[1-9][0-9]{0,9}")  # which a spreadsheet leaves as it is
 # What errors of the csv module contain, and our sentences for them.
 CSV_ERRORS = {
     "field larger": "a cell has more than 128 KiB",
@@ -2468,7 +2469,7 @@ class Role(StrEnum):
 Password = Annotated[
     str, Field(min_length=8, max_length=128, description="8 to 128 characters."), CLEAN
 ]
-AnyPassword = Annotated[str, Field(max_length=1000), CLEAN]
+AnyPassword = Annotated[str, Field(max_length=MAX_PASSWORD_CHARACTERS), CLEAN]
 Username = Annotated[str, Field(pattern=USERNAME, description=PATTERNS[USERNAME])]
 Email = Annotated[str, Field(pattern=EMAIL, max_length=254, description=PATTERNS[EMAIL]), CLEAN]
 
@@ -2571,7 +2572,7 @@ async def verify_password(
 
     An attempt is counted before its password is hashed, so that a burst counts too, and within
     the slot, so that those that wait do not count. Success takes it back, and so does a refusal:
-    else a flood on one name would close its address to others.
+    else a flood on one name would close its address to others. A `caller` names the own password.
     """
     username = username.lower()
     address = find_address(request)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from typing import Any
 import asyncpg
 
 from embedded import CAPABILITY, INIT, NOBODY, PROGRAMS
-from tests.service import free_port, query
+from tests.service import ROOT, free_port, query
 
 AS_NOBODY = ["setpriv", *NOBODY, *CAPABILITY] if os.geteuid() == 0 else []
 
@@ -25,6 +26,12 @@ def run(*command: str | Path, code: int = 0, **options: Any) -> str:
     done = subprocess.run(command, timeout=600, **options)  # noqa: S603
     assert done.returncode == code, f"{command}\n{done.stdout}"
     return str(done.stdout)
+
+
+def run_features(url: str) -> str:
+    """Run test_main.py on the service that has this URL."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_main.py"]
+    return run(*command, cwd=ROOT, env=os.environ | {"TEST_SERVICE_URL": url})
 
 
 class Server:

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -266,6 +267,24 @@ def at_once(*acts: Callable[[], T]) -> list[T]:
     barrier = threading.Barrier(len(acts))
     with ThreadPoolExecutor(len(acts)) as pool:
         return list(pool.map(lambda act: (barrier.wait(30), act())[1], acts))
+
+
+@contextmanager
+def requests_without_end(threads: int, request: Callable[[str], None]) -> Iterator[None]:
+    """Calls `request` with a new title each time."""
+    is_over, numbers = threading.Event(), count()
+
+    def repeat() -> None:
+        while not is_over.is_set():
+            request(f"task-{next(numbers)}")
+
+    with ThreadPoolExecutor(threads) as pool:
+        running = [pool.submit(repeat) for _ in range(threads)]
+        try:
+            yield
+        finally:
+            is_over.set()
+    assert [each.exception() for each in running] == [None] * threads
 
 
 def statuses(answers: list[httpx.Response]) -> dict[int, int]:

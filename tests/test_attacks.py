@@ -36,6 +36,7 @@ from tests.service import (
     query,
     refused,
     register,
+    requests_without_end,
     serve,
     sign_up,
     statuses,
@@ -43,7 +44,6 @@ from tests.service import (
     wait_until,
 )
 from tests.test_bad_input import FILE_START, MULTIPART, message
-from tests.test_drills import requests_without_end
 
 HEADER = b"project_id,title\n"
 LONG_ROW = b'1,"' + b"\n" * 100_000 + b'"\n'

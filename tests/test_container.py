@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.postgres import run
+from tests.postgres import run, run_features
 from tests.service import (
     INHERITED,
     KEYS,
@@ -31,13 +31,13 @@ from tests.service import (
     finished,
     free_port,
     refused,
+    requests_without_end,
     send_raw,
     serve,
     upload,
     wait_until,
     walk,
 )
-from tests.test_drills import requests_without_end, run_features
 
 pytestmark = pytest.mark.container
 LEAKED = "a-secret-that-lies-in-the-checkout"

@@ -3,27 +3,20 @@
 pytest -m drill -s tests/test_drills.py
 """
 
-import os
 import re
 import shutil
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.postgres import AS_NOBODY, Server, held, run, some_server
+from tests.postgres import AS_NOBODY, Server, held, run_features, some_server
 from tests.service import (
     KEYS,
-    ROOT,
     at_once,
     create_project,
     create_task,
@@ -33,6 +26,7 @@ from tests.service import (
     launch,
     ok,
     query,
+    requests_without_end,
     serve,
     statuses,
     upload,
@@ -40,30 +34,6 @@ from tests.service import (
 )
 
 pytestmark = pytest.mark.drill
-
-
-@contextmanager
-def requests_without_end(threads: int, request: Callable[[str], None]) -> Iterator[None]:
-    """Calls `request` with a new title each time."""
-    is_over, numbers = threading.Event(), count()
-
-    def repeat() -> None:
-        while not is_over.is_set():
-            request(f"task-{next(numbers)}")
-
-    with ThreadPoolExecutor(threads) as pool:
-        running = [pool.submit(repeat) for _ in range(threads)]
-        try:
-            yield
-        finally:
-            is_over.set()
-    assert [each.exception() for each in running] == [None] * threads
-
-
-def run_features(url: str) -> str:
-    """Run test_main.py on the service that has this URL."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_main.py"]
-    return run(*command, cwd=ROOT, env=os.environ | {"TEST_SERVICE_URL": url})
 
 
 @pytest.fixture
