@@ -118,6 +118,7 @@ REJECTED = {
     ("status", "done"): "Expected 'pending', 'in_progress' or 'completed'",
     ("assigned_to", str(MISSING)): "Expected a member of the project",
     ("priority", "@SUM(1)"): "Expected a whole number",
+    ("assigned_to", "-007"): "Expected 1 or more",
     ("priority", "-" + "9" * 5000): "Expected a whole number",
     ("due_date", "15.01.2027"): "Expected a date, as 2027-01-31",
     ("repository", "../user"): "Expected owner/name, as on GitHub",
