@@ -33,7 +33,7 @@ import sys
 import tempfile
 import time
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
@@ -2241,7 +2241,8 @@ async def download_upload_errors(
 
     filename = re.sub(r"(\.csv)?$", "_errors.csv", filename, count=1, flags=re.IGNORECASE)
     names = [*columns, "line", "error"]
-    return csv_response(request, caller, bom, filename, names, sql, read_cells, upload_id=upload_id)
+    confirm = partial(confirm_caller, request, caller)
+    return csv_response(bom, filename, names, sql, read_cells, confirm, upload_id=upload_id)
 
 
 @api.get("/projects/{project_id}/tasks/export", **CSV_FILE)
@@ -2258,25 +2259,27 @@ async def export_tasks(
           AND task.id > :after
         ORDER BY task.id LIMIT 100
     """  # noqa: S608 - rules of access, columns, names of fields
+
+    async def confirm() -> None:
+        await confirm_caller(request, caller)
+        await select_project(project_id, caller)
+
     values = {"project_id": project_id, "caller_id": caller.id}
     filename = f"project_{project_id}_tasks.csv"
-    return csv_response(
-        request, caller, bom, filename, COLUMNS, sql, lambda _, *cells: cells, **values
-    )
+    return csv_response(bom, filename, COLUMNS, sql, lambda _, *cells: cells, confirm, **values)
 
 
 def csv_response(
-    request: Request,
-    caller: Caller,
     bom: bool,
     filename: str,
     columns: list[str],
     sql: str,
     read_cells: Callable[..., Iterable[Any]],
+    confirm: Callable[[], Awaitable[None]],
     **values: Any,
 ) -> Response:
     """Stream the rows of a statement as a CSV file, page by page after `:after`, the first column
-    of each row."""
+    of each row. What `confirm` raises breaks the file off."""
 
     async def write_pages() -> AsyncIterator[str]:
         buffer = io.StringIO()
@@ -2284,14 +2287,16 @@ def csv_response(
         writer = csv.writer(buffer)
         writer.writerow(columns)
         yield "\ufeff" if bom else ""
-        while rows := await fetch_rows(sql, **values, after=after):
+        while True:
+            rows = await fetch_rows(sql, **values, after=after)
+            await confirm()  # else a file that has lost its reader, or its rows, looks whole
             writer.writerows([map(write_cell, read_cells(*row)) for row in rows])
             yield buffer.getvalue()
+            if not rows:
+                break
             buffer.seek(0)
             buffer.truncate()
             after = rows[-1][0]
-            await confirm_caller(request, caller)  # a slow reader does not outlive its credentials
-        yield buffer.getvalue()
 
     ascii_name = re.sub(r"[^ -~]", "_", filename)
     disposition = f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(filename)}"
