@@ -746,6 +746,13 @@ API_KEY = {
 }
 
 
+def require_service() -> Caller:
+    """The caller with an API key. Raises a Refusal before the boot is done."""
+    if worker.service is None:
+        raise Refusal(Reason.DATABASE_UNAVAILABLE)
+    return worker.service
+
+
 class Authentication(SecurityBase):
     """Who is calling. It is the security scheme of tokens too, so that a request resolves one
     object; complete_openapi adds that of the key, which FastAPI would resolve besides."""
@@ -763,9 +770,7 @@ class Authentication(SecurityBase):
             matches = [secrets.compare_digest(sent, known) for known in worker.api_keys]
             if matches and not any(matches):
                 raise Refusal(Reason.UNKNOWN_API_KEY)
-            if worker.service is None:  # and maybe the keys are in the database
-                raise Refusal(Reason.DATABASE_UNAVAILABLE)
-            return worker.service
+            return require_service()  # without it, maybe the keys are in the database
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             raise Refusal(Reason.UNAUTHENTICATED)
@@ -2669,6 +2674,7 @@ async def register_user(request: Request, new: UserCreate) -> Response:
 
     With `REGISTRATION=closed` only admins may.
     """
+    require_service()  # else the first account could take its name, or the admin's
     async with take_turn(worker.registrations):
         password_hash = await asyncio.to_thread(hasher.hash, new.password)
     if settings.registration == "closed":
@@ -2837,8 +2843,7 @@ async def check_liveness() -> Health:
 @public.get("/health", name="check_health")
 async def check_readiness() -> Health:
     """Whether this worker can serve: a round trip to the database, or 503."""
-    if worker.service is None:
-        raise Refusal(Reason.DATABASE_UNAVAILABLE)
+    require_service()
     await fetch_row("SELECT 1")
     return Health(status="ok")
 

@@ -135,6 +135,16 @@ def test_a_schema_that_fails_is_logged_with_its_text(database_url: str, tmp_path
         wait_until(lambda: words in own.log_text())
 
 
+def test_nobody_registers_before_the_service_has_its_own_user(
+    database_url: str, tmp_path: Path
+) -> None:
+    shutil.copy(ROOT / "main.py", tmp_path)
+    (tmp_path / "schema.sql").write_text(f"{SCHEMA}\nSELECT 1 / 0;\n")  # all tables are there
+    with serve(wait=False, folder=tmp_path, DATABASE_URL=database_url) as own:
+        own.wait_for("/livez")
+        refused(register(own.client(), "Service"), 503)
+
+
 VERSION_2 = (ROOT / "tests/schema_of_version_2.sql").read_text()
 DATA = """
     INSERT INTO projects (name, created_by) VALUES ('Move', 1);
