@@ -2240,8 +2240,8 @@ async def download_upload_errors(
 
     def read_cells(line: int, text: str, error: str) -> list[Any]:
         cells = (json.loads(text) + [""] * len(columns))[: len(columns)]
-        # A negative number stays one, and an empty cell is no text.
-        came = [int(cell) if NUMBER.fullmatch(cell) else cell or None for cell in cells]
+        # A negative number stays one, an empty cell is no text, and an apostrophe is not doubled.
+        came = [int(c) if NUMBER.fullmatch(c) else read_cell("title", c) for c in cells]
         return [*came, line, error]
 
     filename = re.sub(r"(\.csv)?$", "_errors.csv", filename, count=1, flags=re.IGNORECASE)

@@ -172,6 +172,19 @@ def test_tasks_are_the_same_after_an_export_and_an_upload(admin: Person) -> None
     assert [without(task, *OWN) for task in copies] == [without(task, *OWN) for task in tasks]
 
 
+def test_rejected_rows_are_those_of_the_export_that_was_uploaded(admin: Person) -> None:
+    project = create_project(admin)
+    for text in TEXTS:
+        create_task(admin, project, title=text, description="", priority=-5)
+    sent = admin.get(f"/projects/{project['id']}/tasks/export").text.replace("pending", "lost")
+    done = finished(admin, upload(admin, sent))
+    errors = admin.get(f"/uploads/{done['id']}/errors").text
+    buffer = io.StringIO()
+    rows = csv.reader(io.StringIO(errors, newline=""))
+    csv.writer(buffer).writerows(row[:-2] for row in rows)  # without `line` and `error`
+    assert buffer.getvalue() == sent
+
+
 def test_a_file_has_numbers_as_they_are_and_a_byte_order_mark_for_excel(admin: Person) -> None:
     project = create_project(admin)
     create_task(admin, project, priority=-5)
