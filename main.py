@@ -2445,12 +2445,14 @@ async def insert_tasks(db: Db, tasks: list[Any], created_by: int) -> int:
     names = {task["repository"] for task in tasks if task.get("repository")}
     sql = "INSERT INTO repositories (full_name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING"
     await db.execute(sql, sorted(names, key=str.lower))
-    sql = "SELECT lower(full_name) AS name, id FROM repositories WHERE lower(full_name) = ANY($1)"
-    found = await db.fetch(sql, [name.lower() for name in names])
-    repository_ids = {row["name"]: row["id"] for row in found}
+    sql = """
+        SELECT name, id FROM unnest($1::text[]) AS name
+        JOIN repositories ON lower(full_name) = lower(name)
+    """
+    repository_ids: dict[str, int] = dict(map(tuple, await db.fetch(sql, [*names])))
     for task in tasks:
         if "repository" in task:
-            task["repository_id"] = repository_ids.get((task.pop("repository") or "").lower())
+            task["repository_id"] = repository_ids.get(task.pop("repository"))
     inserted = 0
     for fields, group in itertools.groupby(tasks, tuple):
         columns = ", ".join(fields)
@@ -2584,11 +2586,11 @@ async def verify_password(
     the slot, so that those that wait do not count. Success takes it back, and so does a refusal:
     else a flood on one name would close its address to others. A `caller` names the own password.
     """
-    username = username.lower()
+    name = username.lower()
     address = find_address(request)
-    limits = {f"name {username}": 50}
+    limits = {f"name {name}": 50}
     if address is not None:
-        limits |= {f"address {address}": 100, f"both {address} {username}": 10}
+        limits |= {f"address {address}": 100, f"both {address} {name}": 10}
     # Who is refused anyway does not wait, and delays nobody.
     if any(row["attempts"] >= limits[row["key"]] for row in await count_attempts(limits, 0)):
         raise Refusal(Reason.TOO_MANY_ATTEMPTS)
@@ -2598,9 +2600,10 @@ async def verify_password(
             raise Refusal(Reason.TOO_MANY_ATTEMPTS)
         sql = f"""
             SELECT users.password_hash, {SESSION} FROM users
-            WHERE lower(users.username) = :username AND users.is_active
+            WHERE lower(users.username) = lower(:username) AND users.is_active
         """  # noqa: S608 - columns
-        user = await fetch_row(sql, username=username)
+        # To the database, others could be spellings of a name that the limits do not know.
+        user = await fetch_row(sql, username=username if username.isascii() else "")
         known_hash = user["password_hash"] if user else None
         if not await asyncio.to_thread(is_password, known_hash, password):
             return None

@@ -145,6 +145,28 @@ def test_nobody_registers_before_the_service_has_its_own_user(
         refused(register(own.client(), "Service"), 503)
 
 
+TURKISH = """
+    CREATE FUNCTION public.lower(text) RETURNS text IMMUTABLE LANGUAGE sql
+    RETURN pg_catalog.lower(replace($1, 'I', chr(305)));
+    DO $$ BEGIN
+        EXECUTE format('ALTER DATABASE %I SET search_path = public, pg_catalog', current_catalog);
+    END $$;
+"""
+
+
+def test_a_database_may_have_its_own_idea_of_lower_case(new_database: NewDatabase) -> None:
+    with new_database(distributed=False) as url:
+        execute(url, TURKISH)
+        with serve(DATABASE_URL=url) as own, own.client(X_API_Key=KEYS[0]) as admin:
+            ok(register(admin, "Ida"), 201)
+            ok(log_in(admin, "IDA"))
+            project = create_project(admin)["id"]
+            row = f"{project},A,FastAPI/FastAPI"
+            finished(admin, upload(admin, f"project_id,title,repository\n{row}\n"))
+            (task,) = ok(admin.get(f"/projects/{project}/tasks/"))
+            assert task["repository"] == "FastAPI/FastAPI"
+
+
 VERSION_2 = (ROOT / "tests/schema_of_version_2.sql").read_text()
 DATA = """
     INSERT INTO projects (name, created_by) VALUES ('Move', 1);
