@@ -446,8 +446,10 @@ EXPIRED = {
     "idempotent_answers": "created_at < now() - interval '24 hours'",
     "sign_in_attempts": "started_at < now() - interval '1 minute'",
     "upload_batches": "upload_id IN (SELECT id FROM uploads WHERE state = 'failed')",
-    "upload_errors": """upload_id IN (
-        SELECT id FROM uploads WHERE created_at < now() - interval '30 days')""",
+    # Of the oldest upload that has any: nothing else is read while it has not expired.
+    "upload_errors": """(
+        SELECT created_at FROM uploads WHERE id = (SELECT min(upload_id) FROM upload_errors)
+    ) < now() - interval '30 days' AND upload_id = (SELECT min(upload_id) FROM upload_errors)""",
 }
 
 

@@ -9,6 +9,7 @@ import io
 import re
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ from hypothesis import strategies as st
 
 from main import COLUMNS, ESCAPED, read_cell, write_cell
 from tests.service import (
+    KEYS,
     MISSING,
     Person,
-    Service,
     create_project,
     create_task,
+    execute,
     finished,
     ok,
     query,
     refused,
+    serve,
     sign_up,
     upload,
     wait_until,
@@ -197,13 +200,33 @@ def test_a_file_has_numbers_as_they_are_and_a_byte_order_mark_for_excel(admin: P
         assert marked.content == b"\xef\xbb\xbf" + plain.content
 
 
-def test_error_rows_are_kept_for_thirty_days(admin: Person, own_service: Service) -> None:
-    done = finished(admin, upload(admin, f"project_id,title\n{MISSING},A\n"))
-    url = own_service.database_url
-    kept = "SELECT count(*) FROM upload_errors WHERE upload_id = $1"
-    age = "UPDATE uploads SET created_at = created_at - $2::interval WHERE id = $1"
-    query(url, age, done["id"], timedelta(days=29, hours=23))
-    time.sleep(1.2)  # what has expired is deleted every second
-    assert query(url, kept, done["id"]) == [(1,)]
-    query(url, age, done["id"], timedelta(hours=1))
-    wait_until(lambda: query(url, kept, done["id"]) == [(0,)])
+def test_error_rows_are_kept_for_thirty_days(database_url: str) -> None:
+    kept = partial(query, database_url, "SELECT count(*) FROM upload_errors")
+    age = "UPDATE uploads SET created_at = created_at - $1::interval"
+    with serve(DATABASE_URL=database_url) as own, own.client(X_API_Key=KEYS[0]) as admin:
+        finished(admin, upload(admin, f"project_id,title\n{MISSING},A\n"))
+        query(database_url, age, timedelta(days=29, hours=23))
+        time.sleep(1.2)  # what has expired is deleted every second
+        assert kept() == [(1,)]
+        query(database_url, age, timedelta(hours=1))
+        wait_until(lambda: kept() == [(0,)])
+
+
+OLD_UPLOADS_AND_NEW_ERRORS = """
+    INSERT INTO uploads (filename, columns, created_by, state, created_at)
+    SELECT 'a.csv', '{}', 1, 'done', now() - interval '40 days' FROM generate_series(1, 50);
+    INSERT INTO uploads (filename, columns, created_by, state) VALUES ('b.csv', '{}', 1, 'done');
+    INSERT INTO upload_errors (upload_id, line, cells, error)
+    SELECT max(id), line, '[]', 'No' FROM uploads, generate_series(1, 20000) AS line GROUP BY line;
+    ANALYZE uploads, upload_errors;
+"""
+
+
+def test_error_rows_are_not_read_until_they_expire(database_url: str) -> None:
+    sql = "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'upload_errors'"
+    with serve(DATABASE_URL=database_url):
+        execute(database_url, OLD_UPLOADS_AND_NEW_ERRORS)
+        time.sleep(1)
+        ((before,),) = query(database_url, sql)
+        time.sleep(2.5)
+        assert query(database_url, sql) == [(before,)]
