@@ -18,6 +18,10 @@ VALUES ('api_key', replace(gen_random_uuid()::text || gen_random_uuid()::text, '
        ('schema', '')
 ON CONFLICT (name) DO NOTHING;
 
+-- In another encoding, some texts could not be stored. The cast fails, and the log has its words.
+SELECT ('the encoding of the database has to be UTF8, not ' || encoding)::integer
+FROM current_setting('server_encoding') AS encoding WHERE encoding <> 'UTF8';
+
 -- Ids of Inboxes start far above those of other projects, so that the first project is number 1.
 CREATE SEQUENCE IF NOT EXISTS inbox_ids START 1099511627776;
 

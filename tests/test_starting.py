@@ -145,6 +145,17 @@ def test_nobody_registers_before_the_service_has_its_own_user(
         refused(register(own.client(), "Service"), 503)
 
 
+def test_a_database_that_cannot_store_all_texts_is_refused(new_database: NewDatabase) -> None:
+    options = "ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
+    words = "the encoding of the database has to be UTF8, not LATIN1"
+    with (
+        new_database(options, distributed=False) as url,
+        serve(wait=False, DATABASE_URL=url) as own,
+    ):
+        wait_until(lambda: words in own.log_text())
+        assert own.client().get("/readyz").status_code == 503
+
+
 TURKISH = """
     CREATE FUNCTION public.lower(text) RETURNS text IMMUTABLE LANGUAGE sql
     RETURN pg_catalog.lower(replace($1, 'I', chr(305)));
