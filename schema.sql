@@ -22,8 +22,9 @@ ON CONFLICT (name) DO NOTHING;
 SELECT ('the encoding of the database has to be UTF8, not ' || encoding)::integer
 FROM current_setting('server_encoding') AS encoding WHERE encoding <> 'UTF8';
 
--- Ids of Inboxes start far above those of other projects, so that the first project is number 1.
-CREATE SEQUENCE IF NOT EXISTS inbox_ids START 1099511627776;
+-- Ids of Inboxes start far above those of other projects, so that the first project is number 1. They
+-- have 11 digits: of 12 or more, Excel writes 1.09951E+12 into a CSV file.
+CREATE SEQUENCE IF NOT EXISTS inbox_ids START 10000000001;
 
 -- People, and the user `service`, which acts for requests with the API key. Never deleted.
 CREATE TABLE IF NOT EXISTS users (

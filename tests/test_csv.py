@@ -175,6 +175,11 @@ def test_tasks_are_the_same_after_an_export_and_an_upload(admin: Person) -> None
     assert [without(task, *OWN) for task in copies] == [without(task, *OWN) for task in tasks]
 
 
+def test_excel_keeps_the_number_of_an_inbox(admin: Person) -> None:
+    inbox = ok(admin.post("/tasks/", json={"title": "T"}), 201)["project_id"]
+    assert len(str(inbox)) <= 11, "with more digits, Excel saves 1.09951E+12"
+
+
 def test_rejected_rows_are_those_of_the_export_that_was_uploaded(admin: Person) -> None:
     project = create_project(admin)
     for text in TEXTS:
