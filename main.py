@@ -149,8 +149,8 @@ try:
 except ValidationError as error:
     reasons = [f"{' '.join(map(str, e['loc'])).upper()} {e['msg']}" for e in error.errors()]
     sys.exit(f"Cannot start: {'; '.join(reasons)}")
-except ValueError:
-    sys.exit("Cannot start: .env is not in UTF-8")
+except (OSError, ValueError) as error:
+    sys.exit(f"Cannot start: .env cannot be read as UTF-8: {error}")
 
 log = logging.getLogger("uvicorn.service")  # below "uvicorn", which has a handler
 

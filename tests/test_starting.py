@@ -1,6 +1,7 @@
 """Starting and stopping: workers, a database that is away, hangs or comes later, settings, signals,
 telemetry."""
 
+import os
 import re
 import shutil
 import signal
@@ -21,7 +22,7 @@ import httpx
 import pytest
 
 from main import check_database_url, hasher
-from tests.postgres import held, some_server
+from tests.postgres import held, run, some_server
 from tests.service import (
     KEYS,
     MARKER,
@@ -264,6 +265,14 @@ def test_what_is_wrong_stops_the_start_with_one_line(
     names = [word.partition("=")[0] for word in text.split()]
     assert [name for name in names if name not in line] == []
     assert MARKER not in line
+
+
+def test_settings_that_cannot_be_read_stop_the_start_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".env").touch(0)
+    as_anybody = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    command = [*(as_anybody if os.geteuid() == 0 else []), sys.executable, "-c", "import main"]
+    line = "Cannot start: .env cannot be read as UTF-8: [Errno 13] Permission denied: '.env'\n"
+    assert run(*command, code=1, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}) == line
 
 
 @pytest.mark.parametrize("character", f"{string.punctuation} ü\t\n")
