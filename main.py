@@ -872,9 +872,9 @@ def add_refusals(
     """What an operation may refuse for, with an example each, as the document has it."""
     for reason in reasons:
         schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-        content = {PROBLEM_JSON: {"schema": schema, "examples": {}}}
-        known = responses.setdefault(str(reason.status), {"content": content})
-        examples = known["content"][PROBLEM_JSON]["examples"]
+        known = responses.setdefault(str(reason.status), {})
+        content = known.setdefault("content", {}).setdefault(PROBLEM_JSON, {"schema": schema})
+        examples = content.setdefault("examples", {})
         value = write_problem(Refusal(reason), "f3b0c44298fc1c14", model)
         examples[reason.code] = {"value": value}
         details = [f"`{code}`: {each['value']['detail']}" for code, each in examples.items()]
@@ -2998,10 +2998,10 @@ def complete_openapi(app: FastAPI) -> None:
         operation["responses"] = dict(sorted(responses.items()))
         for body in (operation.get("requestBody", {}), *responses.values()):
             for content in body.get("content", {}).values():
-                schema = content["schema"]
+                schema = content.get("schema", {})  # none of a file, for one
                 name = schema.get("items", schema).get("$ref", "").rpartition("/")[2]
                 model = schemas.get(name, {})
-                if examples := model.get("examples"):
+                if "properties" in model and (examples := model.get("examples")):
                     example = dict.fromkeys(model.get("required", [])) | examples[0]
                     content["example"] = [example] if "items" in schema else example
 

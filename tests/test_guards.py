@@ -151,6 +151,7 @@ def test_each_route_lets_in_whom_the_table_says(admin: Person, subtests: pytest.
 # By somebody who has read FastAPI's tutorial only, at the end of main.py.
 ENDPOINT = """
 from fastapi import BackgroundTasks
+from pydantic import RootModel
 
 own = APIRouter()
 
@@ -158,6 +159,23 @@ own = APIRouter()
 class Item(BaseModel):
     name: str
     status: int = 0
+
+
+class Labels(RootModel[list[str]]):
+    model_config = {"json_schema_extra": {"examples": [["red", "blue"]]}}
+
+
+ANSWERS = {200: {"content": {"image/png": {}}}, 401: {"model": Item}, 404: {"description": "Lost."}}
+
+
+@own.get("/added/{item_id}/labels", responses=ANSWERS)
+def read_labels(item_id: int) -> Labels:
+    return Labels(["red"])
+
+
+@api.get("/added/stream")
+async def stream_items() -> AsyncIterator[Item]:
+    yield Item(name="first")
 
 
 @app.post("/added/app")
@@ -203,6 +221,8 @@ def test_an_endpoint_that_is_added_is_served_and_guarded(database_url: str, tmp_
             assert answer.json()["detail"] == "There is no tea."
             assert answer.headers["X-Tea"] == "none"
         refused(admin.post(path, json={"name": "", "status": 500}), 500, code="internal_error")
+        assert ok(admin.get("/added/1/labels")) == ["red"]
+        assert ok(admin.get("/added/stream")) == {"name": "first", "status": 0}
         assert ok(admin.get("/openapi.json"))["paths"].keys() >= set(ADDED)
     for path in ADDED:
         assert f"A background task of {path}" in own.log_text()
