@@ -3017,6 +3017,7 @@ app = FastAPIOffline(
     servers=[{"url": "/"}],
     # Handed over flat, routes are tried in half the time that include_router takes.
     routes=[*api.routes, *admin.routes, *public.routes],
+    responses=describe_failures(),
     lifespan=lifespan,
     redirect_slashes=False,
     telemetry=dict.fromkeys(["tracing", "metrics", "auto_configure"], HAS_COLLECTOR)
