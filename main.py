@@ -80,7 +80,7 @@ from pydantic_core import PydanticCustomError, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -764,7 +764,7 @@ class Authentication(SecurityBase):
         flows=OAuthFlows(password=OAuthFlowPassword(tokenUrl="auth/token", refreshUrl="auth/token"))
     )
 
-    async def __call__(self, request: Request) -> Caller:
+    async def __call__(self, request: HTTPConnection) -> Caller:
         """FastAPI calls it when the body has been read, so that a request that is held open does
         not outlive its credentials. Bad credentials never reach the database."""
         if (key := request.headers.get("X-API-Key")) is not None:
