@@ -600,8 +600,10 @@ SENTENCES = {
     "string": "Expected text",
     "int": "Expected a whole number",
     "bool": "Expected true or false",
-    "greater": "Expected {ge} or more",
-    "less": "Expected {le} or less",
+    "greater_than_equal": "Expected {ge} or more",
+    "greater": "Expected more than {gt}",
+    "less_than_equal": "Expected {le} or less",
+    "less": "Expected less than {lt}",
     "enum": "Expected {expected}",
     "datetime": "Expected an instant, as 2027-01-31T09:30:00Z",
     "timezone": "Expected an instant with its zone, as 2027-01-31T09:30:00Z",
@@ -617,7 +619,7 @@ def describe_errors(errors: Iterable[Any]) -> list[dict[str, Any]]:
         kind = error["type"]
         context = error.get("ctx", {})
         sentence = next(text for start, text in SENTENCES.items() if kind.startswith(start))
-        words = PATTERNS.get(context.get("pattern"))
+        words = PATTERNS.get(context.get("pattern"), "another form of text")
         loc = [str(name)[:100] for name in error["loc"]]  # a field may have a name of 200 kB
         msg = sentence.format(msg=error["msg"], words=words, **context)
         described.append({"loc": loc, "msg": msg, "type": kind})
