@@ -128,7 +128,9 @@ class Settings(BaseSettings):
     admin_password: str | None = Field(None, min_length=1, max_length=MAX_PASSWORD_CHARACTERS)
     registration: Literal["open", "closed"] = "open"
     validation_status: Annotated[Literal[400, 422], BeforeValidator(int)] = 400
-    cors_origins: str = Field("", pattern=r"^(\*|https?://[^/,\s]+(\s*,\s*https?://[^/,\s]+)*)?$")
+    cors_origins: str = Field(
+        "", pattern=r"^(\*|https?://[^/,\s*A-Z]+(\s*,\s*https?://[^/,\s*A-Z]+)*)?$"
+    )
     github_api_base: str = Field(
         "https://api.github.com", pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$"
     )

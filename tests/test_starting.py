@@ -248,7 +248,7 @@ WRONG_FILES = {
     """,
     "utf-8-sig": f"ADMIN_PASSWORD={MARKER}",
     "ascii": f"ADMIN_USERNAME=Service ADMIN_PASSWORD={MARKER}",
-    "cp1252": "DATABASE_URL=postgresql://db/x?target_session_attrs=master",
+    "cp1252": "DATABASE_URL=postgresql://db/x?target_session_attrs=master CORS_ORIGINS=https://*.x",
     "utf-16": ".env=",
 }
 
