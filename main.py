@@ -1975,11 +1975,12 @@ async def fetch_repository(name: str) -> GitHubRepository | None:
         is_limited = remaining == "0" or "Retry-After" in answer.headers
         if answer.status_code in (403, 429) and is_limited:
             raise Refusal(Reason.GITHUB_LIMITED)
-        found = GitHubRepository.model_validate_json(body if answer.status_code == 200 else b"")
+        answer.raise_for_status()
+        found = GitHubRepository.model_validate_json(body)
     except (TimeoutError, httpx.TimeoutException):
         raise Refusal(Reason.GITHUB_TIMEOUT) from None
     except (httpx.HTTPError, httpx.InvalidURL, ValidationError) as error:
-        log.warning("GitHub gave no valid answer (%s)", type(error).__name__)
+        log.warning("GitHub gave no valid answer (%.200r)", error)
         raise Refusal(Reason.GITHUB_FAILED) from None
     if not answer.history and found.full_name.lower() != name.lower():
         found.full_name = name  # only a redirect, of a renamed repository, leads to another name

@@ -9,6 +9,7 @@ import pytest
 from tests.github import GitHub, describe, reply
 from tests.service import (
     Person,
+    Service,
     create_project,
     create_task,
     created,
@@ -86,6 +87,14 @@ def test_a_fault_is_told_and_nothing_is_stored(fault: str, admin: Person, github
     task = created(admin, send())
     ok(admin.delete(project), 204)
     assert ok(send(), 201) == task, "a retry needs no project"
+
+
+def test_the_log_says_that_the_token_is_no_good(
+    admin: Person, github: GitHub, own_service: Service
+) -> None:
+    name = github.answers_for(reply({"message": "Bad credentials"}, 401))
+    refused(admin.post("/tasks/", json={"title": "T", "repository": name}), 502)
+    assert f"401 Whatever' for url '{github.url}repos/{name}'" in own_service.log_text()
 
 
 def test_a_lookup_serves_an_hour_and_while_github_fails(admin: Person, github: GitHub) -> None:
