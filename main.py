@@ -3032,8 +3032,9 @@ app = FastAPIOffline(
 )
 refuse_path = app.router.default
 app.router.default = try_other_slash
-# Endpoints that are added to the application later are for authenticated callers.
+# Endpoints that are added later are for authenticated callers, and take as much as those of `api`.
 app.router.dependencies += api.dependencies
+app.router.max_body_size = MAX_BODY_BYTES
 app.add_middleware(RequestMiddleware)
 if settings.cors_origins:  # outermost, so that refusals have its headers too
     app.add_middleware(

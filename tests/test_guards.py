@@ -221,6 +221,7 @@ def test_an_endpoint_that_is_added_is_served_and_guarded(database_url: str, tmp_
             assert errors[1]["msg"] == "Expected more than 0.0"
             assert errors[2]["msg"] == "Expected another form of text"
             refused(admin.post(path, json={"name": path, "share": 1}), 400, "body", "share")
+            refused(admin.post(path, content=b" " * 256 * 1024 + b"{}"), 413)
             answer = admin.post(f"{path}?number=4", json={"name": path})
             assert ok(answer) == {"doubled": 8, "unit": "kg"}
             answer = user.post(path, json={"name": path})
