@@ -62,7 +62,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.models import OAuth2, OAuthFlowPassword, OAuthFlows
-from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
 from fastapi.security.base import SecurityBase
 from fastapi_offline import FastAPIOffline
 from pydantic import (
@@ -705,7 +705,7 @@ async def as_problem(request: Request, error: Exception) -> Response:
         if "GET" in methods:
             methods.add("HEAD")
         refusal.headers["Allow"] = ", ".join(sorted(methods))
-    return Response(write_json(problem), refusal.status, refusal.headers, PROBLEM_JSON)
+    return JSONResponse(problem, refusal.status, refusal.headers, PROBLEM_JSON)
 
 
 def write_problem(refusal: Refusal, request_id: str, model: type[Problem]) -> dict[str, Any]:
@@ -723,11 +723,6 @@ def write_problem(refusal: Refusal, request_id: str, model: type[Problem]) -> di
         problem["error"] = GRANT_ERRORS.get(refusal.reason, "invalid_request")
         problem["error_description"] = refusal.detail
     return problem
-
-
-def write_json(value: object) -> str:
-    """Without spaces, as PostgreSQL writes it."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 # ------------------------------------------------------------------------------------------ callers
@@ -864,7 +859,7 @@ def issue_tokens(user: Row, session_end: datetime | None = None) -> Response:
         "expires_in": int(lifetime.total_seconds()),
         "user": json.loads(user["body"]),
     }
-    return Response(write_json(tokens), 200, {"Cache-Control": "no-store"}, "application/json")
+    return JSONResponse(tokens, headers={"Cache-Control": "no-store"})
 
 
 Responses: TypeAlias = dict[int | str, dict[str, Any]]
