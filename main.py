@@ -34,12 +34,7 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import (
-    AsyncExitStack,
-    asynccontextmanager,
-    nullcontext,
-    suppress,
-)
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum, StrEnum
@@ -1176,16 +1171,15 @@ async def take_turn(
 ) -> AsyncIterator[None]:
     """Costly work: a few at a time, in bounded time. With `caller`, an ordinary user occupies one
     slot at a time, and leaves the rest to others."""
-    async with AsyncExitStack() as stack:
-        try:
-            async with asyncio.timeout(seconds):
-                if caller and not caller.is_admin:
-                    lock = worker.caller_locks.setdefault(caller.id, asyncio.Lock())
-                    await stack.enter_async_context(lock)
-                await stack.enter_async_context(slots)
-        except TimeoutError:
-            raise Refusal(Reason.TOO_BUSY) from None
-        yield
+    lock = asyncio.Lock()
+    if caller and not caller.is_admin:
+        lock = worker.caller_locks.setdefault(caller.id, lock)
+    try:
+        async with asyncio.timeout(seconds) as wait, lock, slots:
+            wait.reschedule(None)  # the work itself has as long as it takes
+            yield
+    except TimeoutError:
+        raise Refusal(Reason.TOO_BUSY) from None
 
 
 class Page(BaseModel):
