@@ -167,8 +167,8 @@ SERVER_SETTINGS = {
     "jit": "off",  # compiling takes longer than any of these statements
 }
 SCHEMA = (HERE / "schema.sql").read_text()
-# What asyncpg raises when the server does not answer, or hangs up.
-CONNECTION_ERRORS = (TimeoutError, OSError, asyncpg.InternalClientError)
+# What asyncpg raises when the server does not answer, or hangs up. A TimeoutError is an OSError.
+CONNECTION_ERRORS = (OSError, asyncpg.InternalClientError)
 # SQLSTATE classes of a server that is unreachable, full, overloaded or stopping.
 OUTAGE_CLASSES = {"08", "25", "28", "3D", "40", "53", "55", "57", "58"}
 
@@ -817,14 +817,14 @@ async def fetch_session(token: str, kind: str, columns: str) -> tuple[Row, datet
     """Columns of the user of an access or refresh token, and when the token expires."""
     if not worker.jwt_secret:
         raise Refusal(Reason.DATABASE_UNAVAILABLE)  # the secret is in the database
-    # Whoever knows the secret can sign odd claims. These are the errors that they raise.
+    # Whoever knows the secret can sign odd claims. These are the errors that they raise; asyncpg's,
+    # of a number that is no bigint, is a ValueError.
     with suppress(jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError):
         claims = decode_token(token, worker.jwt_secret)
         user_id = int(claims["sub"])
         changed_at = datetime.fromisoformat(claims["password_changed_at"]).astimezone(UTC)
         expiry = datetime.fromtimestamp(claims["exp"], UTC)
-        is_valid = claims["kind"] == kind and expiry > datetime.now(UTC)
-        if is_valid and 0 < user_id <= INT8_MAX:
+        if claims["kind"] == kind and expiry > datetime.now(UTC):
             sql = f"""
                 SELECT {columns} FROM users
                 WHERE id = :user_id AND is_active AND password_changed_at = :changed_at
