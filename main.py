@@ -650,11 +650,11 @@ def as_refusal(error: Exception, request_id: str) -> Refusal:
             return error
         case RequestValidationError():
             return Refusal(Reason.INVALID_INPUT, errors=describe_errors(error.errors()))
-        case HTTPException(status_code=400) if BODY_ERROR.match(str(error.detail)):
+        case HTTPException() if BODY_ERROR.match(str(error.detail)):
             return invalid("body", msg="The body cannot be read; send JSON in UTF-8, or a form")
-        case HTTPException(status_code=405, detail="Method Not Allowed"):
+        case HTTPException(detail="Method Not Allowed"):
             return Refusal(Reason.METHOD_NOT_ALLOWED)
-        case HTTPException(status_code=413, detail="Content Too Large"):
+        case HTTPException(detail="Content Too Large"):
             return Refusal(Reason.BODY_TOO_LARGE)
         case HTTPException():  # of an endpoint that was added
             refusal = Refusal(Reason.OTHER)
@@ -2062,7 +2062,7 @@ async def upload_csv(request: Request, caller: CurrentCaller) -> Response:
     wanted = "Send multipart/form-data with a file: curl -F file=@tasks.csv"
     try:
         # The caller is known by now: no byte of a file is kept for a stranger.
-        async with request.form(max_files=1, max_fields=10, max_part_size=1024) as form:
+        async with request.form(max_files=1, max_fields=10) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise invalid("body", "file", msg=wanted)
@@ -2073,9 +2073,7 @@ async def upload_csv(request: Request, caller: CurrentCaller) -> Response:
                     batches.seek(0)
                     filename = file.filename or ""
                     upload = await store_upload(batches, filename, columns, rows_total, caller)
-    except (HTTPException, UnicodeError) as error:  # of the form
-        if getattr(error, "status_code", 400) != 400:
-            raise
+    except UnicodeError:  # of the form
         raise invalid("body", "file", msg=wanted) from None
     except OSError as error:
         log.error("A CSV file cannot be kept: %s", error)
