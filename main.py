@@ -71,6 +71,7 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from pydantic.json_schema import models_json_schema
 from pydantic_core import PydanticCustomError, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from starlette.datastructures import UploadFile
@@ -2966,9 +2967,11 @@ def complete_openapi(app: FastAPI) -> None:
     components = document["components"]
     components["securitySchemes"] = {"APIKey": API_KEY} | components["securitySchemes"]
     schemas = components["schemas"]
-    for model in (Problem, TokenProblem):
-        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+    _, problems = models_json_schema(
+        [(Problem, "validation"), (TokenProblem, "validation")],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas |= problems["$defs"]
     schemas["TaskSort"]["x-enum-varnames"] = [sort.name for sort in TaskSort]
     operations = [(path, op) for path, ops in document["paths"].items() for op in ops.values()]
     for path, operation in operations:
@@ -2987,7 +2990,6 @@ def complete_openapi(app: FastAPI) -> None:
             examples = parameter["schema"].get("examples")
             if examples and parameter["in"] != "query":
                 parameter["example"] = examples[0]  # which Swagger UI fills in
-        operation["responses"] = dict(sorted(responses.items()))
         for body in (operation.get("requestBody", {}), *responses.values()):
             for content in body.get("content", {}).values():
                 schema = content.get("schema", {})  # none of a file, for one
@@ -3029,15 +3031,7 @@ if settings.cors_origins:  # outermost, so that refusals have its headers too
         allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=[
-            *PAGING,
-            *ETAG,
-            *LOCATION,
-            *REPLAYED,
-            *CSV_HEADERS,
-            "X-Request-ID",
-            "Retry-After",
-        ],
+        expose_headers=[*PAGING, *CREATED, *CSV_HEADERS, "X-Request-ID", "Retry-After"],
     )
 
 if __name__ == "__main__":
