@@ -893,21 +893,18 @@ def describe_failures(model: type[Problem] = Problem) -> Responses:
     }
 
 
-ROUTER: dict[str, Any] = {"generate_unique_id_function": lambda route: route.name}
-MAX_BODY_BYTES = 256 * 1024
 # An endpoint's router says who may call it, and how much it may send.
-public = APIRouter(max_body_size=16 * 1024, responses=describe_failures(), **ROUTER)
-api = APIRouter(
-    dependencies=[Depends(authenticate)],
-    max_body_size=MAX_BODY_BYTES,
+new_router = partial(
+    APIRouter,
+    max_body_size=256 * 1024,
     responses=describe_failures(),
-    **ROUTER,
+    generate_unique_id_function=lambda route: route.name,
 )
-admin = APIRouter(
+public = new_router(max_body_size=16 * 1024)
+api = new_router(dependencies=[Depends(authenticate)])
+admin = new_router(
     dependencies=[Depends(require_admin)],
-    max_body_size=MAX_BODY_BYTES,
     responses=add_refusals(describe_failures(), Reason.FORBIDDEN),
-    **ROUTER,
 )
 
 # ------------------------------------------------------------------------------- requests and lists
