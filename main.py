@@ -2890,16 +2890,14 @@ class RequestMiddleware:
         request_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", request_id):
             request_id = secrets.token_hex(8)
-        path = scope["path"].removeprefix(scope["root_path"])
-        prefix = scope["root_path"].rstrip("/")
-        if path.startswith("/api/v1/"):
-            prefix = f"{prefix}/api/v1"
-            path = path.removeprefix("/api/v1")
-        path = prefix + path
+        root = scope["root_path"].rstrip("/")
+        path = root + scope["path"].removeprefix(scope["root_path"])
+        if path.startswith(f"{root}/api/v1/"):
+            root += "/api/v1"
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         # The path is for links; try_other_slash changes that of the scope.
         state = {**scope.get("state", {}), "request_id": request_id, "path": path}
-        scope = dict(scope, root_path=prefix, path=path, method=method, state=state)
+        scope = dict(scope, root_path=root, path=path, method=method, state=state)
         is_started = False
 
         async def send_with_headers(message: Message) -> None:
