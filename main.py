@@ -651,7 +651,7 @@ def as_refusal(error: Exception, request_id: str) -> Refusal:
             return error
         case RequestValidationError():
             return Refusal(Reason.INVALID_INPUT, errors=describe_errors(error.errors()))
-        case HTTPException() if BODY_ERROR.match(str(error.detail)):
+        case HTTPException(status_code=400) if BODY_ERROR.match(str(error.detail)):
             return invalid("body", msg="The body cannot be read; send JSON in UTF-8, or a form")
         case HTTPException(detail="Method Not Allowed"):
             return Refusal(Reason.METHOD_NOT_ALLOWED)
@@ -2985,6 +2985,7 @@ def complete_openapi(app: FastAPI) -> None:
             examples = parameter["schema"].get("examples")
             if examples and parameter["in"] != "query":
                 parameter["example"] = examples[0]  # which Swagger UI fills in
+        operation["responses"] = dict(sorted(responses.items()))
         for body in (operation.get("requestBody", {}), *responses.values()):
             for content in body.get("content", {}).values():
                 schema = content.get("schema", {})  # none of a file, for one
@@ -3018,7 +3019,7 @@ refuse_path = app.router.default
 app.router.default = try_other_slash
 # Endpoints that are added later are for authenticated callers, and take as much as those of `api`.
 app.router.dependencies += api.dependencies
-app.router.max_body_size = MAX_BODY_BYTES
+app.router.max_body_size = api.max_body_size
 app.add_middleware(RequestMiddleware)
 if settings.cors_origins:  # outermost, so that refusals have its headers too
     app.add_middleware(
