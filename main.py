@@ -413,7 +413,6 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         headers=GITHUB_HEADERS, follow_redirects=True, max_redirects=3
     )
     worker.api_keys = split_keys(settings.api_key)
-    worker.jwt_secret = settings.jwt_secret_key
     # Endpoints that were declared on a router after `app` was made.
     for router in (public, api, admin):
         app.router.routes += [route for route in router.routes if route not in app.router.routes]
@@ -816,8 +815,7 @@ def decode_token(token: str, secret: str) -> dict[str, Any]:
 
 async def fetch_session(token: str, kind: str, columns: str) -> tuple[Row, datetime]:
     """Columns of the user of an access or refresh token, and when the token expires."""
-    if not worker.jwt_secret:
-        raise Refusal(Reason.DATABASE_UNAVAILABLE)  # the secret is in the database
+    require_service()  # without it, maybe the secret is in the database
     # Whoever knows the secret can sign odd claims. These are the errors that they raise; asyncpg's,
     # of a number that is no bigint, is a ValueError.
     with suppress(jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError):
@@ -2688,6 +2686,7 @@ async def register_user(request: Request, new: UserCreate) -> Response:
 )
 async def log_in(request: Request, credentials: Credentials) -> Response:
     """Sign in by name and password. Send the access token as `Authorization: Bearer`."""
+    require_service()
     user = await verify_password(request, credentials.username, credentials.password)
     if user is None:
         raise Refusal(Reason.WRONG_PASSWORD)

@@ -136,14 +136,18 @@ def test_a_schema_that_fails_is_logged_with_its_text(database_url: str, tmp_path
         wait_until(lambda: words in own.log_text())
 
 
-def test_nobody_registers_before_the_service_has_its_own_user(
+def test_nobody_registers_or_signs_in_before_the_service_has_its_user_and_its_secret(
     database_url: str, tmp_path: Path
 ) -> None:
+    settings: Any = {"DATABASE_URL": database_url, "JWT_SECRET_KEY": ""}
+    with serve(**settings) as own:
+        ok(register(own.client(), "ada"), 201)
     shutil.copy(ROOT / "main.py", tmp_path)
     (tmp_path / "schema.sql").write_text(f"{SCHEMA}\nSELECT 1 / 0;\n")  # all tables are there
-    with serve(wait=False, folder=tmp_path, DATABASE_URL=database_url) as own:
+    with serve(wait=False, folder=tmp_path, **settings) as own:
         own.wait_for("/livez")
         refused(register(own.client(), "Service"), 503)
+        refused(log_in(own.client(), "ada"), 503)
 
 
 def test_a_database_that_cannot_store_all_texts_is_refused(new_database: NewDatabase) -> None:
