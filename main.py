@@ -914,7 +914,7 @@ def clean_text(text: object) -> object:
         return text
     marks = 0
     for character in "" if text.isascii() else text:
-        marks = marks + 1 if unicodedata.category(character)[0] == "M" else 0
+        marks = marks + 1 if unicodedata.combining(character) else 0
         if marks > 30:  # of Unicode's stream-safe text; NFC takes the square of it
             raise PydanticCustomError("value_error", "Expected at most 30 accents in a row")
     if "\x00" in text:
@@ -2619,10 +2619,10 @@ async def count_attempts(keys: Iterable[str], change: int) -> list[Row]:
 def find_address(request: Request) -> str | None:
     """The client's, of IPv6 its /64, which is one client's; None on a unix socket."""
     host = request.client.host if request.client else ""
-    with suppress(ValueError):  # of a name that a proxy gives
-        address = ipaddress.ip_address(host)
-        if isinstance(address, ipaddress.IPv6Address) and not address.ipv4_mapped:
-            return str(ipaddress.ip_network((int(address), 64), strict=False))
+    with suppress(ValueError):  # of IPv4, or a name that a proxy gives
+        address = ipaddress.IPv6Address(host)
+        if not address.ipv4_mapped:
+            return str(ipaddress.IPv6Network((int(address), 64), strict=False))
     return host[-100:] or None
 
 
