@@ -1560,9 +1560,7 @@ class TaskCreate(TaskUpdate):
 
 class TaskCreateAnywhere(TaskCreate):
     model_config = example('{"title": "Choose a host", "priority": 8, "project_id": 1}')
-    project_id: Id | MISSING | None = Field(
-        MISSING, description="The Inbox of the caller, if left out."
-    )
+    project_id: Id | None = Field(None, description="The Inbox of the caller, if left out.")
 
 
 class Task(BaseModel):
@@ -1697,9 +1695,8 @@ async def create_task(
     request: Request, new: TaskCreateAnywhere, caller: CurrentCaller, key: IdempotencyKey = ABSENT
 ) -> Response:
     """Add a task to the project `project_id`, or to the caller's Inbox."""
-    project_id = caller.inbox_id if new.project_id in (MISSING, None) else new.project_id
     claim = claim_key(key, caller, "/tasks", new)
-    return await insert_task(request, project_id, new, caller, claim)
+    return await insert_task(request, new.project_id or caller.inbox_id, new, caller, claim)
 
 
 async def insert_task(
