@@ -18,9 +18,11 @@ VALUES ('api_key', replace(gen_random_uuid()::text || gen_random_uuid()::text, '
        ('schema', '')
 ON CONFLICT (name) DO NOTHING;
 
--- In another encoding, some texts could not be stored. The cast fails, and the log has its words.
+-- A new database of another encoding is refused: some texts could not be stored. The cast fails, and
+-- the log has its words.
 SELECT ('the encoding of the database has to be UTF8, not ' || encoding)::integer
-FROM current_setting('server_encoding') AS encoding WHERE encoding <> 'UTF8';
+FROM current_setting('server_encoding') AS encoding
+WHERE encoding <> 'UTF8' AND to_regclass('users') IS NULL;
 
 -- Ids of Inboxes start far above those of other projects, so that the first project is number 1. They
 -- have 11 digits: of 12 or more, Excel writes 1.09951E+12 into a CSV file.

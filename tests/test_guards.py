@@ -2,19 +2,16 @@
 A new one without its row here fails a test by its name."""
 
 import ast
-import asyncio
 import inspect
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
-from unittest.mock import AsyncMock
 
 import asyncpg
 import httpx
 import pytest
-from fastapi import Depends, FastAPI, WebSocket
 from fastapi.routing import iter_route_contexts
 
 import main
@@ -239,18 +236,6 @@ def test_an_endpoint_that_is_added_is_served_and_guarded(database_url: str, tmp_
         assert "HTTPValidationError" not in document["components"]["schemas"]
     for path in ADDED:
         assert f"A background task of {path}" in own.log_text()
-
-
-def test_a_web_socket_that_is_added_is_guarded() -> None:
-    own = FastAPI(dependencies=[Depends(main.authenticate)])
-
-    @own.websocket("/")
-    async def greet(socket: WebSocket) -> None:
-        await socket.accept()
-
-    scope = {"type": "websocket", "path": "/", "query_string": b"", "headers": []}
-    with pytest.raises(main.Refusal, match="UNAUTHENTICATED"):
-        asyncio.run(own(scope, AsyncMock(), AsyncMock()))
 
 
 # What stands in statements besides constants and functions of the module; values never do.
