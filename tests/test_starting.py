@@ -153,7 +153,10 @@ def test_nobody_registers_or_signs_in_before_the_service_has_its_user_and_its_se
 def test_a_new_database_of_another_encoding_is_refused(new_database: NewDatabase) -> None:
     options = "ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
     words = "the encoding of the database has to be UTF8, not LATIN1"
-    with new_database(options) as url, serve(wait=False, DATABASE_URL=url) as own:
+    with (
+        new_database(options, distributed=False) as url,
+        serve(wait=False, DATABASE_URL=url) as own,
+    ):
         wait_until(lambda: words in own.log_text())
         refused(own.client().get("/readyz"), 503)
 
