@@ -148,7 +148,7 @@ except ValidationError as error:
     reasons = [f"{' '.join(map(str, e['loc'])).upper()} {e['msg']}" for e in error.errors()]
     sys.exit(f"Cannot start: {'; '.join(reasons)}")
 except (OSError, ValueError) as error:
-    sys.exit(f"Cannot start: .env cannot be read as UTF-8: {error}")
+    sys.exit(f"Cannot start: .env cannot be read: {error}")
 
 log = logging.getLogger("uvicorn.service")  # below "uvicorn", which has a handler
 
@@ -443,7 +443,7 @@ EXPIRED = {
     "idempotent_answers": "created_at < now() - interval '24 hours'",
     "sign_in_attempts": "started_at < now() - interval '1 minute'",
     "upload_batches": "upload_id IN (SELECT id FROM uploads WHERE state = 'failed')",
-    # Of the oldest upload that has any: nothing else is read while it has not expired.
+    # Of the oldest upload that has any. While that has not expired, PostgreSQL reads no row.
     "upload_errors": """(
         SELECT created_at FROM uploads WHERE id = (SELECT min(upload_id) FROM upload_errors)
     ) < now() - interval '30 days' AND upload_id = (SELECT min(upload_id) FROM upload_errors)""",
@@ -616,7 +616,7 @@ def describe_errors(errors: Iterable[Any]) -> list[dict[str, Any]]:
         kind = error["type"]
         context = error.get("ctx", {})
         sentence = next(text for start, text in SENTENCES.items() if kind.startswith(start))
-        words = PATTERNS.get(context.get("pattern"), "another form of text")
+        words = PATTERNS.get(context.get("pattern"), "text in another format")
         loc = [str(name)[:100] for name in error["loc"]]  # a field may have a name of 200 kB
         msg = sentence.format(msg=error["msg"], words=words, **context)
         described.append({"loc": loc, "msg": msg, "type": kind})
@@ -2227,7 +2227,7 @@ async def download_upload_errors(
 
     def read_cells(line: int, text: str, error: str) -> list[Any]:
         cells = (json.loads(text) + [""] * len(columns))[: len(columns)]
-        # A negative number stays one, an empty cell is no text, and an apostrophe is not doubled.
+        # A negative number stays one; the rest is read as text, so that no apostrophe is doubled.
         came = [int(c) if NUMBER.fullmatch(c) else read_cell("title", c) for c in cells]
         return [*came, line, error]
 
@@ -2281,7 +2281,7 @@ def csv_response(
         yield "\ufeff" if bom else ""
         while True:
             rows = await fetch_rows(sql, **values, after=after)
-            await confirm()  # else a file that has lost its reader, or its rows, looks whole
+            await confirm()  # or a file would look complete whose reader or project is gone
             writer.writerows([map(write_cell, read_cells(*row)) for row in rows])
             yield buffer.getvalue()
             if not rows:
@@ -2589,7 +2589,7 @@ async def verify_password(
             SELECT users.password_hash, {SESSION} FROM users
             WHERE lower(users.username) = lower(:username) AND users.is_active
         """  # noqa: S608 - columns
-        # To the database, others could be spellings of a name that the limits do not know.
+        # All names are ASCII. Other spellings, which some locales fold, would escape the limits.
         user = await fetch_row(sql, username=username if username.isascii() else "")
         known_hash = user["password_hash"] if user else None
         if not await asyncio.to_thread(is_password, known_hash, password):
@@ -2664,7 +2664,7 @@ async def register_user(request: Request, new: UserCreate) -> Response:
 
     With `REGISTRATION=closed` only admins may.
     """
-    require_service()  # else the first account could take its name, or the admin's
+    require_service()  # before that, a stranger could take its name, or the admin's
     async with take_turn(worker.registrations):
         password_hash = await asyncio.to_thread(hasher.hash, new.password)
     if settings.registration == "closed":
@@ -2683,7 +2683,7 @@ async def register_user(request: Request, new: UserCreate) -> Response:
 )
 async def log_in(request: Request, credentials: Credentials) -> Response:
     """Sign in by name and password. Send the access token as `Authorization: Bearer`."""
-    require_service()
+    require_service()  # before that, the secret may be unknown
     user = await verify_password(request, credentials.username, credentials.password)
     if user is None:
         raise Refusal(Reason.WRONG_PASSWORD)
@@ -2984,7 +2984,7 @@ def complete_openapi(app: FastAPI) -> None:
         operation["responses"] = dict(sorted(responses.items()))
         for body in (operation.get("requestBody", {}), *responses.values()):
             for content in body.get("content", {}).values():
-                schema = content.get("schema", {})  # none of a file, for one
+                schema = content.get("schema", {})  # an image has none
                 name = schema.get("items", schema).get("$ref", "").rpartition("/")[2]
                 model = schemas.get(name, {})
                 if "properties" in model and (examples := model.get("examples")):

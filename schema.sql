@@ -18,14 +18,14 @@ VALUES ('api_key', replace(gen_random_uuid()::text || gen_random_uuid()::text, '
        ('schema', '')
 ON CONFLICT (name) DO NOTHING;
 
--- A new database of another encoding is refused: some texts could not be stored. The cast fails, and
--- the log has its words.
+-- A new database in another encoding is refused, because some texts could not be stored. The cast
+-- fails, and the log quotes it.
 SELECT ('the encoding of the database has to be UTF8, not ' || encoding)::integer
 FROM current_setting('server_encoding') AS encoding
 WHERE encoding <> 'UTF8' AND to_regclass('users') IS NULL;
 
 -- Ids of Inboxes start far above those of other projects, so that the first project is number 1. They
--- have 11 digits: of 12 or more, Excel writes 1.09951E+12 into a CSV file.
+-- have 11 digits: from 12 on, Excel writes 1.09951E+12 into a CSV file.
 CREATE SEQUENCE IF NOT EXISTS inbox_ids START 10000000001;
 
 -- People, and the user `service`, which acts for requests with the API key. Never deleted.

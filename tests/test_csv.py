@@ -24,6 +24,7 @@ from tests.service import (
     Person,
     create_project,
     create_task,
+    execute,
     finished,
     ok,
     query,
@@ -214,3 +215,23 @@ def test_error_rows_are_kept_for_thirty_days(database_url: str) -> None:
         assert kept() == [(1,)]
         query(database_url, age, timedelta(hours=1))
         wait_until(lambda: kept() == [(0,)])
+
+
+OLD_UPLOADS_AND_NEW_ERRORS = """
+    INSERT INTO uploads (filename, columns, created_by, state, created_at)
+    SELECT 'a.csv', '{}', 1, 'done', now() - interval '40 days' FROM generate_series(1, 50);
+    INSERT INTO uploads (filename, columns, created_by, state) VALUES ('b.csv', '{}', 1, 'done');
+    INSERT INTO upload_errors (upload_id, line, cells, error)
+    SELECT max(id), line, '[]', 'No' FROM uploads, generate_series(1, 20000) AS line GROUP BY line;
+    ANALYZE uploads, upload_errors;
+"""
+
+
+def test_error_rows_are_not_read_until_they_expire(database_url: str) -> None:
+    sql = "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'upload_errors'"
+    with serve(DATABASE_URL=database_url):
+        execute(database_url, OLD_UPLOADS_AND_NEW_ERRORS)
+        time.sleep(1)
+        ((before,),) = query(database_url, sql)
+        time.sleep(2.5)
+        assert query(database_url, sql) == [(before,)]

@@ -2,6 +2,7 @@
 A new one without its row here fails a test by its name."""
 
 import ast
+import asyncio
 import inspect
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import httpx
 import pytest
+from fastapi import Depends, FastAPI, WebSocket
 from fastapi.routing import iter_route_contexts
 
 import main
@@ -216,7 +218,7 @@ def test_an_endpoint_that_is_added_is_served_and_guarded(database_url: str, tmp_
             errors = refused(admin.post(path, json=bad), 400)["errors"]
             assert [each["loc"][1] for each in errors] == [*bad]
             assert errors[1]["msg"] == "Expected more than 0.0"
-            assert errors[2]["msg"] == "Expected another form of text"
+            assert errors[2]["msg"] == "Expected text in another format"
             refused(admin.post(path, json={"name": path, "share": 1}), 400, "body", "share")
             refused(admin.post(path, content=b" " * 256 * 1024 + b"{}"), 413)
             answer = admin.post(f"{path}?number=4", json={"name": path})
@@ -236,6 +238,21 @@ def test_an_endpoint_that_is_added_is_served_and_guarded(database_url: str, tmp_
         assert "HTTPValidationError" not in document["components"]["schemas"]
     for path in ADDED:
         assert f"A background task of {path}" in own.log_text()
+
+
+def test_a_web_socket_that_is_added_is_guarded() -> None:
+    own = FastAPI(dependencies=[Depends(main.authenticate)])
+
+    @own.websocket("/")
+    async def greet(socket: WebSocket) -> None:
+        await socket.accept()
+
+    async def exchange(*_: Any) -> Any:
+        return {"type": "websocket.connect"}
+
+    scope = {"type": "websocket", "path": "/", "query_string": b"", "headers": []}
+    with pytest.raises(main.Refusal, match="UNAUTHENTICATED"):
+        asyncio.run(own(scope, exchange, exchange))
 
 
 # What stands in statements besides constants and functions of the module; values never do.

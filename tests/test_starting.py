@@ -274,7 +274,7 @@ def test_settings_that_cannot_be_read_stop_the_start_with_one_line(tmp_path: Pat
     (tmp_path / ".env").touch(0)
     as_anybody = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     command = [*(as_anybody if os.geteuid() == 0 else []), sys.executable, "-c", "import main"]
-    line = "Cannot start: .env cannot be read as UTF-8: [Errno 13] Permission denied: '.env'\n"
+    line = "Cannot start: .env cannot be read: [Errno 13] Permission denied: '.env'\n"
     assert run(*command, code=1, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}) == line
 
 
